@@ -1,0 +1,208 @@
+"""Reading and writing files so that a reader never meets half of one.
+
+Every write goes to a temporary name in the same folder, is flushed to disk and then renamed, so that after a kill
+or a full disk the old file is still there or none is. A folder of several files is whole when `complete.json` says so.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llava_ohd.errors import DataFormatError, StorageError
+
+__all__ = [
+    "COMPLETE",
+    "atomic_folder",
+    "atomic_path",
+    "is_complete",
+    "mark_complete",
+    "read_json",
+    "read_jsonl",
+    "sha256_file",
+    "sha256_json",
+    "storage_errors",
+    "write_json",
+    "write_jsonl",
+    "write_text",
+]
+
+COMPLETE = "complete.json"
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns "no space left" and its kin into a `StorageError` that names the place and the free bytes."""
+    try:
+        yield
+    except OSError as error:
+        reason = _NO_ROOM.get(error.errno or 0)
+        if error.errno in (errno.EACCES, errno.EPERM):
+            reason = "no permission to write there"
+        if reason is None:
+            raise
+        folder = next(p for p in [path, *path.absolute().parents] if p.exists())
+        free = shutil.disk_usage(folder).free / 2**20
+        raise StorageError(
+            f"cannot write {path}: {reason} ({free:.0f} MiB free). Make room or choose another --out, then run the same "
+            "command again: it goes on where it stopped."
+        ) from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on a clean exit it replaces `path`, otherwise it is removed.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on a clean exit it replaces `path`, otherwise it is removed.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with storage_errors(path):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one JSON object per line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataFormatError(f"{path} does not exist; give the path of an existing file") from None
+    except IsADirectoryError:
+        raise DataFormatError(f"{path} is a folder; a file is expected") from None
+    except UnicodeDecodeError as error:
+        raise DataFormatError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not text.strip():
+        raise DataFormatError(f"{path} is empty; make it again, it may stem from an interrupted run")
+    return text
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataFormatError: missing, empty, or not JSON; the message gives the line.
+    """
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataFormatError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON Lines (also files named `.json` that hold one object per line) or one JSON array of objects.
+
+    Raises:
+        DataFormatError: missing, empty, not JSON, or a row that is not an object; the message gives the line.
+    """
+    text = _read_text(path)
+    if text.lstrip().startswith("["):
+        rows = read_json(path)
+    else:
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise DataFormatError(f"{path} line {number} is not JSON: {error.msg}") from None
+    if not rows:
+        raise DataFormatError(f"{path} has no rows")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataFormatError(f"{path} row {number} is {type(row).__name__}; an object is expected")
+    return rows
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Returns the SHA-256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def mark_complete(folder: Path, fingerprint: str) -> None:
+    """Records that `folder` holds everything of one run, with the size of every file in it.
+
+    Args:
+        folder: The output folder of a stage.
+        fingerprint: What the run was made from (command, inputs); another fingerprint makes the folder stale.
+    """
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != COMPLETE
+    }
+    write_json(folder / COMPLETE, {"fingerprint": fingerprint, "files": sizes})
+
+
+def is_complete(folder: Path, fingerprint: str) -> bool:
+    """Says whether `folder` was marked complete with this fingerprint and no file is missing or of another size."""
+    marker = folder / COMPLETE
+    if not marker.is_file():
+        return False
+    try:
+        record = read_json(marker)
+    except DataFormatError:
+        return False
+    if record.get("fingerprint") != fingerprint:
+        return False
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in record["files"].items()
+    )

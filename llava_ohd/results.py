@@ -1,0 +1,90 @@
+"""results.json: the metrics of one evaluation, and all that is needed to know what they are the metrics of.
+
+{"eval": "pope", "rule": "official (AoiDragon/POPE@08d957b evaluate.py)", "set": "world", "complete": true,
+ "n": 9000, "encoder": {"name", "digest"}, "model": {"path", "digest"} | null, "settings": {...},
+ "versions": {...}, "metrics": {"adversarial/accuracy": {"value", "n", "better"}, ...}}
+"""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llava_ohd import __version__
+from llava_ohd.errors import DataFormatError
+from llava_ohd.files import read_json, write_json
+from llava_ohd.records import Metric
+
+__all__ = ["read_results", "versions", "write_results"]
+
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "pillow", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, this package and the libraries that can change a number."""
+    found = {"python": platform.python_version(), "llava_ohd": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_results(
+    path: Path,
+    metrics: Iterable[Metric],
+    *,
+    evaluation: str,
+    rule: str,
+    data_set: str,
+    n: int,
+    complete: bool = True,
+    encoder: dict[str, str] | None = None,
+    model: dict[str, str] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Writes results.json atomically.
+
+    Args:
+        path: The file to write.
+        metrics: The metrics, each name once.
+        evaluation: `pope`, `chair`, `ohd_caps`, ...
+        rule: The scoring rule with source and commit.
+        data_set: Name of the question set.
+        n: Number of items scored.
+        complete: False when only a part of the set was scored on purpose.
+        encoder: Name and digest of the encoder.
+        model: Path and digest of the LLaVA model, where one answered.
+        settings: Generation settings, seed, image backend.
+    """
+    rows = {m.name: {"value": m.value, "n": m.n, "better": m.better} for m in metrics}
+    write_json(
+        path,
+        {
+            "eval": evaluation,
+            "rule": rule,
+            "set": data_set,
+            "complete": complete,
+            "n": n,
+            "encoder": encoder,
+            "model": model,
+            "settings": settings or {},
+            "versions": versions(),
+            "metrics": rows,
+        },
+    )
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads a results.json.
+
+    Raises:
+        DataFormatError: missing, empty, not JSON, or without the keys that `write_results` writes.
+    """
+    record = read_json(path)
+    missing = {"eval", "rule", "set", "complete", "metrics"} - set(record)
+    if missing:
+        raise DataFormatError(f"{path} lacks {sorted(missing)}; it is not a results.json of llava_ohd")
+    return record
