@@ -1,0 +1,1 @@
+"""The rules: pure functions from answers to metrics, standard library only."""
