@@ -1,0 +1,1 @@
+"""OHD-Caps: one caption per image and the captions that are wrong about it; readers, builder, controls."""
