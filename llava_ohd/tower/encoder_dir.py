@@ -1,0 +1,184 @@
+"""The encoder folder: the layout of openai/clip-vit-large-patch14-336, plus `ohd.json` that says what it must contain.
+
+config.json, model.safetensors, preprocessor_config.json, tokenizer files, and
+
+ohd.json: {"format": 1, "kind": "encoder", "name", "digest": of the vision tower, "file_sha256": of model.safetensors,
+           "parents": [{"path", "digest"}], "config": {how it was made}, "versions": {...}}
+
+Weights keep the names `vision_model.*` and `text_model.*` that every transformers version since 4.37 loads. They are
+never written by `save_pretrained`, which since 5.6 may leave out `vision_model.`; older versions then load random
+weights with only a warning. Here, everything that does not fit raises.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPModel, CLIPTokenizer
+
+from llava_ohd.errors import EncoderFormatError, EncoderNotFound, StorageError
+from llava_ohd.files import atomic_folder, sha256_file, write_json
+from llava_ohd.results import versions
+from llava_ohd.tower.checks import FORMAT, check_finite, check_keys, check_preprocessor, check_record, read_config
+from llava_ohd.tower.weights import read_weights, tower_digest, weights_file, write_weights
+
+__all__ = ["Encoder", "check", "load", "load_tokenizer", "write"]
+
+_COPIED = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What a checked encoder folder holds.
+
+    Attributes:
+        path: The folder, absolute.
+        name: Name in ohd.json; the folder's name where there is none.
+        digest: SHA-256 of the vision tower (`tower_digest`).
+        image_size: Side of the square input, pixels.
+        patch_size: Side of a patch, pixels.
+        hidden_size: Width of a patch token.
+    """
+
+    path: Path
+    name: str
+    digest: str
+    image_size: int
+    patch_size: int
+    hidden_size: int
+
+
+def write(
+    model: CLIPModel,
+    destination: str | Path,
+    *,
+    files_from: str | Path,
+    name: str,
+    parents: list[dict[str, str]],
+    config: dict[str, Any],
+) -> str:
+    """Writes an encoder folder, checks it, and only then puts it in place of what was there.
+
+    Args:
+        model: The weights, stored in the type that they have.
+        destination: The folder; replaced where it is an encoder already.
+        files_from: Encoder folder whose tokenizer and preprocessor files are copied.
+        name: Name under which results mention it.
+        parents: `{"path", "digest"}` of every encoder it was made from.
+        config: How it was made, JSON-able.
+
+    Returns:
+        The digest of the vision tower.
+
+    Raises:
+        EncoderFormatError: the model is not a plain CLIPModel, holds NaN or Inf, or does not fit its preprocessor.
+        StorageError: no room, not writable, or `destination` holds something else than an encoder.
+    """
+    destination = Path(destination).resolve()
+    if destination.exists() and not (destination / "ohd.json").is_file() and any(destination.iterdir()):
+        raise StorageError(
+            f"{destination} holds files that are not an encoder; they would be lost, choose another folder"
+        )
+    weights = {key: weight for key, weight in model.state_dict().items() if not key.endswith(".position_ids")}
+    digest = tower_digest(weights)
+    with atomic_folder(destination) as folder:
+        write_json(folder / "config.json", _config_record(model))
+        for file in _COPIED:
+            if (Path(files_from) / file).is_file():
+                shutil.copyfile(Path(files_from) / file, folder / file)
+        write_weights(folder / "model.safetensors", weights)
+        record = {"format": FORMAT, "kind": "encoder", "name": name, "digest": digest}
+        record |= {"file_sha256": sha256_file(folder / "model.safetensors"), "parents": parents, "config": config}
+        write_json(folder / "ohd.json", record | {"versions": versions()})
+        try:
+            check(folder)
+        except EncoderFormatError as error:
+            raise EncoderFormatError(
+                f"nothing was written: {str(error).replace(str(folder), str(destination))}"
+            ) from None
+    return digest
+
+
+def check(path: str | Path) -> Encoder:
+    """Checks everything about an encoder folder: keys, shapes, finite numbers, digests, preprocessing.
+
+    A folder without ohd.json (a stock CLIP download) passes where its weights are complete.
+
+    Raises:
+        EncoderNotFound: there is no such folder.
+        EncoderFormatError: anything is missing, too much, altered, or contradictory.
+    """
+    return _read(Path(path))[0]
+
+
+def load(path: str | Path) -> CLIPModel:
+    """Loads a checked encoder in float32, ready for inference.
+
+    Raises:
+        EncoderNotFound: there is no such folder.
+        EncoderFormatError: as `check`.
+    """
+    _, model, weights = _read(Path(path))
+    full = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
+    model.load_state_dict(full, assign=True)
+    for tower in ("text_model", "vision_model"):
+        embeddings = model.get_submodule(f"{tower}.embeddings")
+        count = len(full[f"{tower}.embeddings.position_embedding.weight"])
+        embeddings.register_buffer("position_ids", torch.arange(count).expand((1, -1)), persistent=False)
+    return model.eval()
+
+
+def load_tokenizer(path: str | Path) -> CLIPTokenizer:
+    """Loads the tokenizer of an encoder folder; `truncation=True` cuts at the length that the text tower takes.
+
+    Raises:
+        EncoderFormatError: the folder has no tokenizer files.
+    """
+    folder = Path(path)
+    if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
+        raise EncoderFormatError(f"{folder} has no tokenizer files; copy them from the encoder it was made from")
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    longest = read_config(folder).text_config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    return tokenizer
+
+
+def _config_record(model: CLIPModel) -> dict[str, Any]:
+    record = json.loads(model.config.to_json_string(use_diff=False))
+    for part in (record, record["text_config"], record["vision_config"]):
+        for key in ("_name_or_path", "dtype", "torch_dtype"):
+            part.pop(key, None)
+    stored = str(model.logit_scale.dtype).removeprefix("torch.")
+    return record | {"architectures": ["CLIPModel"], "torch_dtype": stored}
+
+
+def _read(folder: Path) -> tuple[Encoder, CLIPModel, dict[str, torch.Tensor]]:
+    """Returns the description, the model without storage (meta device), and the checked weights as stored."""
+    if not folder.is_dir():
+        raise EncoderNotFound(
+            f"{folder} is not a folder; give an encoder folder or one of `python -m llava_ohd.tower list`"
+        )
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = CLIPModel(config)
+    file = weights_file(folder)
+    weights = read_weights(file)
+    check_keys(file, model, weights)
+    digest = tower_digest(weights)
+    name = check_record(folder, file, digest)
+    check_finite(file, weights)
+    check_preprocessor(folder, config.vision_config.image_size)
+    vision = config.vision_config
+    encoder = Encoder(folder.resolve(), name, digest, vision.image_size, vision.patch_size, vision.hidden_size)
+    return encoder, model, weights

@@ -1,0 +1,84 @@
+"""The weights file of an encoder: read, write, and the digest that says which tower it is.
+
+Two containers are read: `model.safetensors`, and `pytorch_model.bin` as the Hub has it for OpenAI's CLIP-L/336 (opened
+with `weights_only=True`, so that code inside a pickle is never run). Only safetensors is written.
+"""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llava_ohd.errors import EncoderFormatError
+from llava_ohd.files import atomic_path
+
+__all__ = ["TOWER_PREFIX", "read_weights", "tower_digest", "weights_file", "write_weights"]
+
+TOWER_PREFIX = "vision_model."
+_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers prefers them
+_REMEDY = "copy the encoder folder again, or make it again"
+
+
+def weights_file(folder: Path) -> Path:
+    """Returns the weights file inside an encoder folder.
+
+    Raises:
+        EncoderFormatError: the folder has none.
+    """
+    for name in _NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise EncoderFormatError(f"{folder} has no {_NAMES[0]}; {_REMEDY}")
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Reads every parameter, memory-mapped and in the stored type.
+
+    The `position_ids` buffers that old transformers versions stored are left out: they are counters, not weights.
+
+    Raises:
+        EncoderFormatError: truncated, not in the format its name says, or a pickle that holds more than tensors.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            weights = load_file(file)
+        else:
+            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise EncoderFormatError(f"{file} is truncated or damaged ({error}); {_REMEDY}") from error
+    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+        raise EncoderFormatError(f"{file} holds something else than named tensors; give the folder of a CLIPModel")
+    return {name: weight for name, weight in weights.items() if not name.endswith(".position_ids")}
+
+
+def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Writes safetensors atomically, each tensor in its own type, under the names given.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    with atomic_path(file) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask allows; safetensors makes files that only their owner can read
+        save_file(tensors, temporary, metadata={"format": "pt"})  # transformers 4.37 refuses a file without it
+        temporary.chmod(mode)
+
+
+def tower_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Returns the SHA-256 over name, type, shape and bytes of the vision tower's tensors, in the order of their names.
+
+    Two folders have the same digest exactly when LLaVA would get the same tower, whatever the container; the same
+    numbers stored in another type have another digest.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name in weights if name.startswith(TOWER_PREFIX)):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
