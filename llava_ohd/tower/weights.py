@@ -80,5 +80,5 @@ def tower_digest(weights: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(name for name in weights if name.startswith(TOWER_PREFIX)):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
