@@ -16,7 +16,17 @@ FULL = 0.2  # share of captions that name every object; the others name the larg
 COLOURED = 0.6  # share of captions that give colours
 SIZED = 0.15  # share of captions that give sizes
 
-_TEMPLATES = ("{}", "{}", "{}", "{} .", "a photo of {}", "a picture of {}", "there is {}", "{} in the picture", "{} on the floor")
+_TEMPLATES = (
+    "{}",
+    "{}",
+    "{}",
+    "{} .",
+    "a photo of {}",
+    "a picture of {}",
+    "there is {}",
+    "{} in the picture",
+    "{} on the floor",
+)
 
 
 def article(phrase: str) -> str:

@@ -63,12 +63,24 @@ def _sun(pen: Pen) -> None:
         a = math.radians(45 * i)
         c, s = math.cos(a), math.sin(a)
         tip = (0.5 + 0.5 * c, 0.5 + 0.5 * s)
-        pen("polygon", [tip, (0.5 + 0.3 * c - 0.1 * s, 0.5 + 0.3 * s + 0.1 * c), (0.5 + 0.3 * c + 0.1 * s, 0.5 + 0.3 * s - 0.1 * c)])
+        pen(
+            "polygon",
+            [
+                tip,
+                (0.5 + 0.3 * c - 0.1 * s, 0.5 + 0.3 * s + 0.1 * c),
+                (0.5 + 0.3 * c + 0.1 * s, 0.5 + 0.3 * s - 0.1 * c),
+            ],
+        )
     pen("ellipse", [(0.24, 0.24), (0.76, 0.76)])
 
 
 def _cloud(pen: Pen) -> None:
-    for box in ([(0.0, 0.42), (0.42, 0.84)], [(0.22, 0.14), (0.74, 0.7)], [(0.56, 0.4), (1.0, 0.84)], [(0.2, 0.5), (0.8, 0.84)]):
+    for box in (
+        [(0.0, 0.42), (0.42, 0.84)],
+        [(0.22, 0.14), (0.74, 0.7)],
+        [(0.56, 0.4), (1.0, 0.84)],
+        [(0.2, 0.5), (0.8, 0.84)],
+    ):
         pen("ellipse", box)
 
 
@@ -94,7 +106,16 @@ def _leaf(pen: Pen) -> None:
     curve = [(t / 12, 0.25 * math.sin(math.pi * t / 12)) for t in range(13)]
     turn = math.radians(-45)
     points = curve + [(x, -y) for x, y in reversed(curve)]
-    pen("polygon", [(0.5 + (x - 0.5) * math.cos(turn) - y * math.sin(turn), 0.5 + (x - 0.5) * math.sin(turn) + y * math.cos(turn)) for x, y in points])
+    pen(
+        "polygon",
+        [
+            (
+                0.5 + (x - 0.5) * math.cos(turn) - y * math.sin(turn),
+                0.5 + (x - 0.5) * math.sin(turn) + y * math.cos(turn),
+            )
+            for x, y in points
+        ],
+    )
 
 
 def _boat(pen: Pen) -> None:

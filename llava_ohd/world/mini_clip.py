@@ -57,7 +57,9 @@ def train_tokenizer(sentences: list[str], vocabulary: int = 700) -> CLIPTokenize
 
     raw = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     raw.normalizer = normalizers.Lowercase()
-    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw.train_from_iterator(
         sentences,

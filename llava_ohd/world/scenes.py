@@ -114,5 +114,3 @@ def render(scene: Scene) -> Image.Image:
             canvas.paste(dark, (k, k), mask.crop((0, 0, canvas.width - k, canvas.height - k)))
         canvas.paste(COLOURS[item.colour], (0, 0), mask)
     return canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
-
-

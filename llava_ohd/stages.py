@@ -1,0 +1,220 @@
+"""Runs a list of commands as stages that survive a kill: each is skipped when its output is there and complete.
+
+A stage's output folder is complete when `complete.json` in it carries the stage's fingerprint (its command and the
+fingerprints of the stages it reads from) and every file still has the size noted there. So a stage runs again when its
+command, or anything before it, has changed, and never because the job was interrupted elsewhere.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_ohd import __version__
+from llava_ohd.errors import StageFailed
+from llava_ohd.files import is_complete, mark_complete, read_json, sha256_json, storage_errors, write_json
+
+__all__ = ["PORT", "Stage", "fingerprints", "run_stages"]
+
+PORT = "{port}"  # stands in a command for a free TCP port, chosen when it starts
+_POLL = 0.3  # seconds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a job.
+
+    Attributes:
+        name: Unique, fit for a file name.
+        label: What it does, in a few words, for the progress bar.
+        command: Program and arguments; an argument `PORT` becomes a free port.
+        output: Folder that this stage alone writes.
+        needs: Names of earlier stages whose output it reads.
+        seconds: Expected wall time on two idle cores; only weighs the progress bar.
+        threads: CPU threads of each of its processes.
+    """
+
+    name: str
+    label: str
+    command: tuple[str, ...]
+    output: Path
+    needs: tuple[str, ...] = ()
+    seconds: float = 10.0
+    threads: int = 2
+
+
+def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
+    """Returns for each stage the hash of its command and of all that it rests on."""
+    found: dict[str, str] = {}
+    for stage in stages:
+        found[stage.name] = sha256_json([__version__, list(stage.command), [found[name] for name in stage.needs]])
+    return found
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, environment: dict[str, str] | None = None) -> None:
+    """Runs what is not complete yet, in order, with one progress bar over all.
+
+    Args:
+        stages: In an order in which every stage comes after those it needs.
+        folder: Logs, timings and the lock of the job go here.
+        environment: Added to the environment of every command.
+
+    Raises:
+        StageFailed: a command failed, or the same job is running already.
+        StorageError: the disk is full or not writable.
+    """
+    prints = fingerprints(stages)
+    with storage_errors(folder):
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        bar = _Bar(stages, [is_complete(stage.output, prints[stage.name]) for stage in stages])
+        for number, stage in enumerate(stages):
+            if bar.complete[number]:
+                continue
+            bar.start(number)
+            spent = _run(stage, folder, bar, environment or {})
+            mark_complete(stage.output, prints[stage.name])
+            _note(folder, stage, spent)
+            bar.finish(number, spent["seconds"])
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the job's lock; ends what an earlier, killed run of it left running."""
+    with storage_errors(folder), (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageFailed(f"another run works in {folder}; wait for it, stop it, or choose another --out") from None
+        running = folder / "running.json"
+        if running.is_file():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                left = json.loads(running.read_text())
+                if Path(f"/proc/{left['group']}").exists() or _group_alive(left["group"]):
+                    os.killpg(left["group"], signal.SIGKILL)
+            running.unlink(missing_ok=True)
+        yield
+
+
+def _group_alive(group: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, 0)
+        return True
+    return False
+
+
+def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -> dict[str, float]:
+    """Runs one command, its output into a log; returns seconds and the peak memory of its largest process."""
+    log, progress = folder / "logs" / f"{stage.name}.log", folder / "logs" / f"{stage.name}.progress"
+    progress.unlink(missing_ok=True)
+    command = [str(_free_port()) if part == PORT else part for part in stage.command]
+    variables = os.environ | environment | {"LLAVA_OHD_PROGRESS": str(progress), "OMP_NUM_THREADS": str(stage.threads)}
+    started = time.monotonic()
+    with log.open("ab") as file:
+        file.write(f"\n$ {shlex.join(command)}\n".encode())
+        file.flush()
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True)
+        write_json(folder / "running.json", {"stage": stage.name, "group": child.pid})
+        try:
+            status, usage = _wait(child.pid, progress, bar)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    (folder / "running.json").unlink(missing_ok=True)
+    progress.unlink(missing_ok=True)
+    if status != 0:
+        raise StageFailed(f"{stage.label}: {_reason(log, status)}\n  log: {log}\n  The same command goes on from here.")
+    return {"seconds": time.monotonic() - started, "peak_mib": usage / 1024}
+
+
+def _wait(pid: int, progress: Path, bar: "_Bar") -> tuple[int, int]:
+    while True:
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), usage.ru_maxrss
+        bar.show(progress)
+        time.sleep(_POLL)
+
+
+def _reason(log: Path, status: int) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last_start = max((i for i, line in enumerate(lines) if line.startswith("$ ")), default=0)
+    errors = [line for line in lines[last_start:] if line.startswith("error: ") or "Error: " in line]
+    if errors:
+        return next((line for line in errors if line.startswith("error: ")), errors[-1])
+    return f"was killed by signal {-status}" if status < 0 else f"stopped with exit code {status}: {lines[-1][:300]}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _note(folder: Path, stage: Stage, spent: dict[str, float]) -> None:
+    """Keeps the cost of each stage; a stage that was interrupted counts only its last run."""
+    file = folder / "timings.json"
+    timings = read_json(file) if file.is_file() else {}
+    timings[stage.name] = {name: round(value, 1) for name, value in spent.items()}
+    write_json(file, timings)
+
+
+class _Bar:
+    """One line over all stages in a terminal; a line per stage elsewhere."""
+
+    def __init__(self, stages: Sequence[Stage], complete: Sequence[bool]) -> None:
+        self.stages, self.complete = stages, complete
+        self.todo = sum(stage.seconds for stage, done in zip(stages, complete, strict=True) if not done)
+        self.behind = 0.0  # expected seconds of the stages finished in this run
+        self.began = time.monotonic()
+        self.current = 0
+        self.terminal = sys.stderr.isatty()
+        if any(complete):
+            print(
+                f"{sum(complete)} of {len(stages)} stages are complete from an earlier run and are skipped", flush=True
+            )
+
+    def start(self, number: int) -> None:
+        self.current = number
+        if not self.terminal:
+            left = self._left(0.0)
+            print(
+                f"[{number + 1}/{len(self.stages)}] {self.stages[number].label} (about {_clock(left)} left)", flush=True
+            )
+
+    def finish(self, number: int, seconds: float) -> None:
+        self.behind += self.stages[number].seconds
+        line = f"[{number + 1}/{len(self.stages)}] {self.stages[number].label}: {seconds:.0f} s"
+        print(f"\r{line}\x1b[K" if self.terminal else f"    done in {seconds:.0f} s", flush=True)
+
+    def _left(self, inside: float) -> float:
+        gone = self.behind + inside
+        pace = (time.monotonic() - self.began) / gone if gone > 20 else 1.0
+        return max(self.todo - gone, 0.0) * pace
+
+    def show(self, progress: Path) -> None:
+        if not self.terminal:
+            return
+        share, label = 0.0, ""
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(progress.read_text())
+            share, label = state["done"] / max(state["total"], 1), state["label"]
+        stage = self.stages[self.current]
+        inside = share * stage.seconds
+        whole = (self.behind + inside) / max(self.todo, 1e-9)
+        bar = "█" * round(20 * whole)
+        text = f"[{self.current + 1}/{len(self.stages)}] {bar:░<20} {whole:4.0%}  {_clock(self._left(inside))} left"
+        print(f"\r{text}  {stage.label}{f' ({label} {share:.0%})' if label else ''}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
