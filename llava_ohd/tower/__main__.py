@@ -59,9 +59,10 @@ def main(arguments: list[str]) -> None:
             return
         if given.command == "register":
             names.register(given.encoder, given.path, given.model)
-        from llava_ohd.tower.encoder_dir import check
+        folder = names.resolve(given.encoder)
+        from llava_ohd.tower.encoder_dir import check  # here, so that a wrong name is answered at once
 
-        encoder = check(names.resolve(given.encoder))
+        encoder = check(folder)
         if given.command == "path":
             print(encoder.path)
         else:
