@@ -1,0 +1,1 @@
+"""Encoder fine-tuning: the loss, its batches, the training, caption accuracy and zero-shot recognition."""

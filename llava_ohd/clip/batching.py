@@ -1,0 +1,71 @@
+"""Batches of OHD-Caps rows for fine-tuning: every caption tokenised once, every duplicate in a batch encoded once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_ohd.clip.embedding import Images, pad, tokenise
+from llava_ohd.ohd_caps.records import OhdRow
+
+__all__ = ["OhdData", "image_names"]
+
+
+def image_names(rows: Sequence[OhdRow]) -> list[str]:
+    """Returns the different image names in the order of their first row."""
+    return list(dict.fromkeys(row.image for row in rows))
+
+
+class OhdData(torch.utils.data.Dataset[int]):
+    """Rows of OHD-Caps; an item is its own index, `collate` makes a batch of several.
+
+    A negative with the same tokens as its caption (the released files have some) contradicts it and is masked.
+
+    Args:
+        rows: The rows; they may have different numbers of negatives.
+        images: The images of the rows, in `image_names(rows)` order.
+        tokenizer: Tokenizer of the encoder.
+        buckets: Number of groups of similar length that the captions of a batch are padded in. One group pads all to
+            the longest; four save a third to a half of the text tower's work.
+    """
+
+    def __init__(self, rows: Sequence[OhdRow], images: Images, tokenizer: Any, buckets: int = 4) -> None:
+        self._images, self._buckets = images, buckets
+        place = {name: index for index, name in enumerate(image_names(rows))}
+        self._image = [place[row.image] for row in rows]
+        tokens = iter(tokenise(tokenizer, [caption for row in rows for caption in row.captions]))
+        self._captions = [[next(tokens) for _ in row.captions] for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def collate(self, items: Sequence[int]) -> dict[str, Tensor | list[Tensor]]:
+        """Makes a batch of B rows.
+
+        Returns:
+            pixel_values: float32 (B, 3, S, S).
+            input_ids: The U different captions of the batch in ascending length, padded per bucket: int64 (u, L).
+            caption: int64 (B,), which of the U is the right caption.
+            negative: int64 (B, K), which of the U is each negative caption; 0 in slots that are not valid.
+            valid: bool (B, K), K being the largest number of negatives in the batch.
+        """
+        rows = [self._captions[item] for item in items]
+        different = sorted({tokens for row in rows for tokens in row}, key=lambda tokens: (len(tokens), tokens))
+        place = {tokens: index for index, tokens in enumerate(different)}
+        slots = max(len(row) for row in rows) - 1
+        negative = torch.zeros(len(rows), slots, dtype=torch.long)
+        valid = torch.zeros(len(rows), slots, dtype=torch.bool)
+        for i, (own, *others) in enumerate(rows):
+            negative[i, : len(others)] = torch.tensor([place[tokens] for tokens in others], dtype=torch.long)
+            valid[i, : len(others)] = torch.tensor([tokens != own for tokens in others])
+        return {
+            "pixel_values": self._images.pixels([self._image[item] for item in items]),
+            "input_ids": pad(different, self._buckets),
+            "caption": torch.tensor([place[row[0]] for row in rows]),
+            "negative": negative,
+            "valid": valid,
+        }

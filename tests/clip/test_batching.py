@@ -1,0 +1,102 @@
+"""Batches and embeddings: nothing changes by padding, bucketing, sharing duplicates or keeping images in memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_ohd import tower
+from llava_ohd.clip.batching import OhdData, image_names
+from llava_ohd.clip.embedding import Images, embed_captions, embed_images, encode_captions, pad, tokenise
+from llava_ohd.errors import ImageError
+from llava_ohd.ohd_caps.readers import read_rows
+from llava_ohd.ohd_caps.records import Negative, OhdRow
+
+CAPTIONS = ["a red ball", "a large red ball and a small blue key", "a red ball", "A red ball", "cup", "a blue box , a cup"]
+
+
+def padded_to_context(model, tokenizer, captions: list[str]) -> torch.Tensor:
+    """The way of the released code: all captions at full length, with an attention mask."""
+    length = tokenizer.model_max_length
+    batch = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return model.text_projection(model.text_model(**batch).pooler_output)
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 4])
+def test_padding_to_the_bucket_is_exact(tiny_encoder_dir: Path, buckets: int) -> None:
+    model, tokenizer = tower.load(tiny_encoder_dir), tower.load_tokenizer(tiny_encoder_dir)
+    tokens = sorted(tokenise(tokenizer, CAPTIONS), key=len)
+    groups = pad(tokens, buckets)
+    assert [len(row) for row in groups[0]] == [max(map(len, tokens[: len(groups[0])]))] * len(groups[0])
+    captions = sorted(CAPTIONS, key=lambda caption: len(tokenise(tokenizer, [caption])[0]))
+    found, expected = encode_captions(model, groups), padded_to_context(model, tokenizer, captions)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
+
+
+def test_embeds_each_caption_once(tiny_encoder_dir: Path) -> None:
+    model, tokenizer = tower.load(tiny_encoder_dir), tower.load_tokenizer(tiny_encoder_dir)
+    texts, which = embed_captions(model, tokenizer, CAPTIONS, batch=2)
+    assert len(texts) == 4  # the tokenizer lowers the case
+    assert which[0] == which[2] == which[3]
+    expected = torch.nn.functional.normalize(padded_to_context(model, tokenizer, CAPTIONS), dim=-1)
+    torch.testing.assert_close(texts[which], expected.detach(), rtol=1e-4, atol=2e-6)
+
+
+def test_long_captions_keep_their_end(tiny_encoder_dir: Path) -> None:
+    tokenizer = tower.load_tokenizer(tiny_encoder_dir)
+    [tokens] = tokenise(tokenizer, ["a red ball and " * 60])
+    assert len(tokens) == 77
+    assert tokens[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_images_are_what_the_processor_makes(tiny_encoder_dir: Path, ohd: tuple[Path, Path], memory: int) -> None:
+    file, folder = ohd
+    names = image_names(read_rows(file))
+    processor = tower.load_processor(tiny_encoder_dir)
+    images = Images(folder, names, processor, memory)
+    opened = [tower.open_image(folder / names[index]) for index in (3, 0)]
+    expected = processor(opened, return_tensors="pt")["pixel_values"]
+    assert images.pixels([3, 0]).dtype == torch.float32
+    torch.testing.assert_close(images.pixels([3, 0]), expected, rtol=1e-5, atol=1e-6)
+    model = tower.load(tiny_encoder_dir)
+    embedded = embed_images(model, images, batch=5)
+    assert embedded.shape == (24, 32)
+    torch.testing.assert_close(embedded.norm(dim=1), torch.ones(24))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
+def test_a_bad_image_is_named_before_training(tiny_encoder_dir: Path, ohd: tuple[Path, Path], damage: str) -> None:
+    file, folder = ohd
+    bad = folder / "017.png"
+    content = bad.read_bytes()
+    bad.unlink() if damage == "missing" else bad.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    with pytest.raises(ImageError, match=r"017\.png"):
+        Images(folder, image_names(read_rows(file)), tower.load_processor(tiny_encoder_dir))
+
+
+def test_a_batch_holds_each_caption_once(tiny_encoder_dir: Path, ohd: tuple[Path, Path]) -> None:
+    _, folder = ohd
+    tokenizer = tower.load_tokenizer(tiny_encoder_dir)
+
+    def wrong(*texts: str) -> tuple[Negative, ...]:
+        return tuple(Negative(text, "random", ()) for text in texts)
+
+    rows = [
+        OhdRow("001.png", "a red ball", wrong("a blue cup", "a red ball and a key", "a blue cup"), ()),
+        OhdRow("002.png", "a blue cup", wrong("a red ball", "A blue cup"), ()),
+        OhdRow("001.png", "a key", wrong("a red ball"), ()),
+    ]
+    images = Images(folder, image_names(rows), tower.load_processor(tiny_encoder_dir))
+    assert len(images) == 2
+    data = OhdData(rows, images, tokenizer, buckets=2)
+    batch = data.collate([data[0], data[1], data[2]])
+    ids = [row.tolist() for group in batch["input_ids"] for row in group]
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    assert sorted(texts) == ["a blue cup", "a key", "a red ball", "a red ball and a key"]
+    assert [texts[i] for i in batch["caption"]] == ["a red ball", "a blue cup", "a key"]
+    named = [[texts[i] for i in row[flags]] for row, flags in zip(batch["negative"], batch["valid"], strict=True)]
+    # a negative that repeats its own caption is masked, a repeated negative counts as often as it stands there
+    assert named == [["a blue cup", "a red ball and a key", "a blue cup"], ["a red ball"], ["a red ball"]]
+    assert batch["valid"].tolist() == [[True, True, True], [True, False, False], [True, False, False]]
+    torch.testing.assert_close(batch["pixel_values"][0], batch["pixel_values"][2])
