@@ -1,0 +1,182 @@
+"""HF's Trainer for the fine-grained loss: checkpoints that are whole or not used, a curve, a clamped scale.
+
+A run that is killed at any moment and started again continues from its last whole checkpoint with the losses that it
+would have had: weights, optimiser, schedule, data order and random states are all in the checkpoint.
+"""
+
+import errno
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import CLIPModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from llava_ohd.clip.embedding import encode_captions, encode_images
+from llava_ohd.clip.loss import LossConfig, clip_loss
+from llava_ohd.errors import StageFailed
+from llava_ohd.files import is_complete, mark_complete, storage_errors
+from llava_ohd.progress import Progress
+
+__all__ = ["MAX_LOGIT_SCALE", "FineTuner", "OhdObjective", "curve", "last_checkpoint", "remove_checkpoints"]
+
+MAX_LOGIT_SCALE = math.log(100)
+"""Largest logit_scale: Radford et al. 2021, section 2.5. Unclamped, margins in logits are met by a larger scale."""
+
+
+class OhdObjective(nn.Module):
+    """A CLIP together with its loss: from a batch of `OhdData.collate` to the loss and its parts.
+
+    Args:
+        model: The CLIP to train.
+        config: The loss.
+    """
+
+    def __init__(self, model: CLIPModel, config: LossConfig) -> None:
+        super().__init__()
+        self.clip, self._config = model, config
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Sequence[Tensor], caption: Tensor, negative: Tensor, valid: Tensor
+    ) -> dict[str, Tensor]:
+        """Returns the scalars `loss`, `contrastive`, `margin1` and `margin2`; arguments as `OhdData.collate` says."""
+        texts_UD = encode_captions(self.clip, input_ids)
+        parts = clip_loss(
+            encode_images(self.clip, pixel_values),
+            texts_UD[caption],
+            texts_UD[negative],
+            valid,
+            self.clip.logit_scale,
+            self._config,
+        )
+        return {
+            "loss": parts.total,
+            "contrastive": parts.contrastive.detach(),
+            "margin1": parts.margin1.detach(),
+            "margin2": parts.margin2.detach(),
+        }
+
+
+class FineTuner(Trainer):
+    """Trainer with our log, our selection and checkpoints that carry a mark when they are whole.
+
+    Args:
+        model: What to train.
+        args: HF's arguments; `logging_steps` must be 1.
+        fingerprint: What the run is made from; a checkpoint of another run is not taken up.
+        select: Returns the accuracy on dev of the model as it stands, or None to take the last step.
+        **others: As for `Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: OhdObjective,
+        args: TrainingArguments,
+        fingerprint: str,
+        select: Callable[[CLIPModel], float] | None = None,
+        **others: Any,
+    ) -> None:
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # several GPUs in one process would tear the index tensors of a batch apart
+        super().__init__(model=model, args=args, **others)
+        self._fingerprint, self._select = fingerprint, select
+        self._parts: dict[str, Tensor] = {}
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Watch(model))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Returns the loss and remembers its parts for the log."""
+        self._parts = model(**inputs)
+        return self._parts["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss and the scale to the log.
+
+        Raises:
+            StageFailed: the loss is not finite.
+        """
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise StageFailed(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}; give a lower --learning_rate or "
+                    f"more --warmup_steps, and remove {self.args.output_dir} or give another --out"
+                )
+            logs |= {name: value.item() for name, value in self._parts.items() if name != "loss"}
+            logs["scale"] = math.exp(self.model.clip.logit_scale.item())
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Returns the dev accuracy, by which the best checkpoint is chosen (not by a loss, which rests on batches)."""
+        assert self._select is not None
+        self.model.eval()
+        metrics = {"eval_accuracy": self._select(self.model.clip)}
+        self.model.train()
+        self.log(dict(metrics))
+        return metrics
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Returns the matrices: neither gains and biases, as usual, nor logit_scale are decayed."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with storage_errors(folder):
+            try:
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    mark_complete(folder, self._fingerprint)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, OSError) or "o space left" not in f"{error} {error.__context__}":
+                    raise
+                raise OSError(errno.ENOSPC, str(error)) from error
+
+
+class _Watch(TrainerCallback):
+    """After every step: clamps the scale and reports progress."""
+
+    def __init__(self, model: OhdObjective) -> None:
+        self._scale = model.clip.logit_scale
+        self._progress: Progress | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            self._scale.clamp_(max=MAX_LOGIT_SCALE)
+        if state.is_world_process_zero:
+            self._progress = self._progress or Progress("fine-tuning the encoder", state.max_steps)
+            self._progress.update(state.global_step)
+
+
+def last_checkpoint(folder: Path, fingerprint: str) -> Path | None:
+    """Returns the latest whole checkpoint of the run, and removes every other that is half-written or of another run.
+
+    Args:
+        folder: Where the run writes.
+        fingerprint: What the run is made from.
+    """
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if is_complete(checkpoint, fingerprint):
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes all checkpoints of a run."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Returns one row per step from the Trainer's log, dev accuracy merged into the row of its step."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in history:
+        if "loss" in entry or "eval_accuracy" in entry:
+            rows.setdefault(int(entry["step"]), {"step": entry["step"]}).update(entry)
+    return [rows[step] for step in sorted(rows)]
