@@ -19,7 +19,7 @@ from llava_ohd.clip.embedding import Images, embed_captions, embed_images
 from llava_ohd.ohd_caps.records import STRATEGIES, OhdRow
 from llava_ohd.records import Metric
 
-__all__ = ["Scores", "accuracy", "derangement", "is_right", "metrics", "predictions", "score"]
+__all__ = ["Scores", "accuracy", "derangement", "interval", "is_right", "metrics", "predictions", "score"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,18 @@ def accuracy(cosines: Sequence[Tensor]) -> float:
     return sum(map(is_right, cosines)) / len(cosines)
 
 
+def interval(name: str, hits: Sequence[bool]) -> list[Metric]:
+    """Returns the ends of the 95 % interval of a share of independent items, as `NAME_low95` and `NAME_high95`.
+
+    Source: Wilson 1927.
+    """
+    from scipy.stats import binomtest
+
+    low, high = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    ends = {"low95": low, "high95": high}
+    return [Metric(f"{name}_{end}", float(value), len(hits), "none") for end, value in ends.items()]
+
+
 def metrics(scores: Scores) -> list[Metric]:
     """Returns accuracy and pairwise accuracy, overall and by what distinguishes rows and negatives.
 
@@ -97,15 +109,8 @@ def metrics(scores: Scores) -> list[Metric]:
     - `pairwise`: share of negatives below their caption; `pairwise/STRATEGY`; `pairwise/edited_N` by the number of
       objects inserted, removed or altered.
     """
-    from scipy.stats import binomtest
-
     right = [is_right(cosines) for cosines in scores.cosines]
-    low, high = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
-    found = [
-        Metric("accuracy", sum(right) / len(right), len(right), "higher"),
-        Metric("accuracy_low95", float(low), len(right), "none"),
-        Metric("accuracy_high95", float(high), len(right), "none"),
-    ]
+    found = [Metric("accuracy", sum(right) / len(right), len(right), "higher"), *interval("accuracy", right)]
     if scores.shuffled:
         found.append(Metric("accuracy_shuffled", accuracy(scores.shuffled), len(right), "none"))
     groups: dict[str, list[bool]] = defaultdict(list)

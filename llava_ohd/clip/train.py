@@ -208,7 +208,11 @@ def _arguments(config: FinetuneConfig, rows: int) -> "TrainingArguments":
     from transformers import TrainingArguments
 
     on_gpu = torch.cuda.is_available()
-    selection = {"eval_strategy": "steps", "eval_steps": config.save_steps, "load_best_model_at_end": True}
+    selection: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": config.save_steps,
+        "load_best_model_at_end": True,
+    }
     selection |= {"metric_for_best_model": "accuracy", "greater_is_better": True}
     return TrainingArguments(
         output_dir=str(config.out),

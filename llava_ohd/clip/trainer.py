@@ -83,7 +83,7 @@ class FineTuner(Trainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # several GPUs in one process would tear the index tensors of a batch apart
         super().__init__(model=model, args=args, **others)
-        self._fingerprint, self._select = fingerprint, select
+        self._objective, self._fingerprint, self._select = model, fingerprint, select
         self._parts: dict[str, Tensor] = {}
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(model))
@@ -106,16 +106,17 @@ class FineTuner(Trainer):
                     f"more --warmup_steps, and remove {self.args.output_dir} or give another --out"
                 )
             logs |= {name: value.item() for name, value in self._parts.items() if name != "loss"}
-            logs["scale"] = math.exp(self.model.clip.logit_scale.item())
+            logs["scale"] = math.exp(self._objective.clip.logit_scale.item())
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Returns the dev accuracy, by which the best checkpoint is chosen (not by a loss, which rests on batches)."""
         assert self._select is not None
-        self.model.eval()
-        metrics = {"eval_accuracy": self._select(self.model.clip)}
-        self.model.train()
+        self._objective.eval()
+        metrics = {"eval_accuracy": self._select(self._objective.clip)}
+        self._objective.train()
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -123,7 +124,7 @@ class FineTuner(Trainer):
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         with storage_errors(folder):
             try:
                 super()._save_checkpoint(model, trial)

@@ -12,7 +12,14 @@ from llava_ohd.errors import ImageError
 from llava_ohd.ohd_caps.readers import read_rows
 from llava_ohd.ohd_caps.records import Negative, OhdRow
 
-CAPTIONS = ["a red ball", "a large red ball and a small blue key", "a red ball", "A red ball", "cup", "a blue box , a cup"]
+CAPTIONS = [
+    "a red ball",
+    "a large red ball and a small blue key",
+    "a red ball",
+    "A red ball",
+    "cup",
+    "a blue box , a cup",
+]
 
 
 def padded_to_context(model, tokenizer, captions: list[str]) -> torch.Tensor:
@@ -70,7 +77,9 @@ def test_a_bad_image_is_named_before_training(tiny_encoder_dir: Path, ohd: tuple
     file, folder = ohd
     bad = folder / "017.png"
     content = bad.read_bytes()
-    bad.unlink() if damage == "missing" else bad.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    bad.unlink() if damage == "missing" else bad.write_bytes(
+        content[: len(content) // 2 if damage == "truncated" else 0]
+    )
     with pytest.raises(ImageError, match=r"017\.png"):
         Images(folder, image_names(read_rows(file)), tower.load_processor(tiny_encoder_dir))
 
