@@ -5,7 +5,7 @@ Outputs: JSON Lines, one row per image (format: llava_ohd/ohd_caps/readers.py); 
          reach that never see the image. Judge an encoder by what it has beyond these.
 Command: python scripts/build_ohd_caps.py --instances runs/world/annotations/instances_train.json \
              --captions runs/world/annotations/captions_train.json --out runs/world/ohd_caps/train.jsonl
-Cost:    about 1,000 images a second and process on the world, 100 on COCO; offline, no GPU.
+Cost:    about 400 images a second and process on the world; offline, no GPU.
 
 Leave out the images of every test set: --exclude takes a list of file names, or POPE or OHD-Caps files.
 Source:  arXiv 2410.03176 section 3; absent objects are chosen as POPE does.

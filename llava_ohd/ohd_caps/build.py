@@ -29,7 +29,7 @@ from llava_ohd.progress import track
 __all__ = ["BuildConfig", "build_rows"]
 
 _SUBSETS = ((0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2))
-_TRIES = 12
+_TRIES = 50
 _STUDIED = 50_000  # captions that the style is taken from
 
 

@@ -6,8 +6,9 @@ to edit captions of the kind that people write below photographs, and silent whe
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llava_ohd.ohd_caps.grammar import is_plural, plural
 from llava_ohd.ohd_caps.words import ADJECTIVES, ANIMATE, COLOURS, DETERMINERS, SYNONYMS, ends_phrase, is_participle
@@ -15,6 +16,7 @@ from llava_ohd.ohd_caps.words import ADJECTIVES, ANIMATE, COLOURS, DETERMINERS, 
 __all__ = ["Lexicon", "Mention", "Word", "split_words"]
 
 
+_KEPT = 10_000  # captions whose words are kept: each is read some fifty times while its negatives are written
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
 
 
@@ -56,9 +58,10 @@ class Mention:
     clean: bool
 
 
-def split_words(caption: str) -> list[Word]:
+@lru_cache(maxsize=_KEPT)
+def split_words(caption: str) -> tuple[Word, ...]:
     """Splits a caption into words and punctuation marks."""
-    return [Word(m.group().lower(), m.start(), m.end()) for m in _WORD.finditer(caption)]
+    return tuple(Word(m.group().lower(), m.start(), m.end()) for m in _WORD.finditer(caption))
 
 
 class Lexicon:
@@ -77,26 +80,31 @@ class Lexicon:
         for name in self.names:
             self._forms[tuple(plural(name).lower().split())] = (name, True)
             self._forms[tuple(name.lower().split())] = (name, is_plural(name))
+        self._known: dict[str, tuple[Mention, ...]] = {}
         self._longest = max((len(form) for form in self._forms), default=0)
 
-    def mentions(self, caption: str) -> list[Mention]:
+    def mentions(self, caption: str) -> tuple[Mention, ...]:
         """Finds the objects that a caption names, from left to right, longest names first."""
-        words = split_words(caption)
-        found: list[Mention] = []
-        floor = position = 0  # words before `floor` belong to earlier mentions
-        while position < len(words):
-            size = self._match(words, position)
-            if size:
-                found.append(self._mention(words, position, size, floor))
-                floor = position + size
-            position += size or 1
-        return found
+        if caption not in self._known:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            self._known[caption] = tuple(self._find(split_words(caption)))
+        return self._known[caption]
 
     def named(self, caption: str) -> set[str]:
         """Returns the names of all objects that a caption may name, unclear mentions included."""
         return {mention.name for mention in self.mentions(caption)}
 
-    def _match(self, words: list[Word], position: int) -> int:
+    def _find(self, words: Sequence[Word]) -> Iterator[Mention]:
+        floor = position = 0  # words before `floor` belong to earlier mentions
+        while position < len(words):
+            size = self._match(words, position)
+            if size:
+                yield self._mention(words, position, size, floor)
+                floor = position + size
+            position += size or 1
+
+    def _match(self, words: Sequence[Word], position: int) -> int:
         for size in range(min(self._longest, len(words) - position), 0, -1):
             form = tuple(word.text for word in words[position : position + size])
             if form in self._forms and not (form[0] in COLOURS and self._goes_on(words, position + size)):
@@ -104,10 +112,10 @@ class Lexicon:
         return 0
 
     @staticmethod
-    def _goes_on(words: list[Word], position: int) -> bool:
+    def _goes_on(words: Sequence[Word], position: int) -> bool:
         return position < len(words) and not words[position].is_mark and not ends_phrase(words[position].text)
 
-    def _mention(self, words: list[Word], position: int, size: int, floor: int) -> Mention:
+    def _mention(self, words: Sequence[Word], position: int, size: int, floor: int) -> Mention:
         begin, determiner = _phrase_start(words, position, floor)
         name, many = self._forms[tuple(word.text for word in words[position : position + size])]
         return Mention(
@@ -123,14 +131,14 @@ class Lexicon:
         )
 
     @staticmethod
-    def _is_verb(words: list[Word], position: int) -> bool:
+    def _is_verb(words: Sequence[Word], position: int) -> bool:
         """An unknown word in -s behind "a dog" is a verb if the clause goes on behind it ("a dog retrieves a ...")."""
         following = words[position + 1] if position + 1 < len(words) else None
         ends = following is None or following.is_mark or ends_phrase(following.text)
         return ends and words[position].text.endswith("s") and not words[position].text.endswith("ss")
 
 
-def _phrase_start(words: list[Word], noun: int, floor: int) -> tuple[int, str]:
+def _phrase_start(words: Sequence[Word], noun: int, floor: int) -> tuple[int, str]:
     """Walks left from the noun to its determiner; without one, only over words that are surely adjectives."""
     begin = noun
     while begin > max(floor, noun - 5):
