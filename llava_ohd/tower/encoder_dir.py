@@ -86,10 +86,9 @@ def write(
         StorageError: no room, not writable, or `destination` holds something else than an encoder.
     """
     destination = Path(destination).resolve()
-    if destination.exists() and not (destination / "ohd.json").is_file() and any(destination.iterdir()):
-        raise StorageError(
-            f"{destination} holds files that are not an encoder; they would be lost, choose another folder"
-        )
+    free = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
+    if not free and not (destination / "ohd.json").is_file():
+        raise StorageError(f"{destination} holds something else than an encoder, which would be lost; choose another")
     weights = {key: weight for key, weight in model.state_dict().items() if not key.endswith(".position_ids")}
     digest = tower_digest(weights)
     with atomic_folder(destination) as folder:
@@ -143,14 +142,21 @@ def load_tokenizer(path: str | Path) -> CLIPTokenizer:
     """Loads the tokenizer of an encoder folder; `truncation=True` cuts at the length that the text tower takes.
 
     Raises:
-        EncoderFormatError: the folder has no tokenizer files.
+        EncoderFormatError: the folder has no tokenizer files, or they do not belong to its text tower.
     """
     folder = Path(path)
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
         raise EncoderFormatError(f"{folder} has no tokenizer files; copy them from the encoder it was made from")
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    longest = read_config(folder).text_config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    text = read_config(folder).text_config
+    # The text tower reads a caption off at this token; 2 stands for the highest id in configurations made before 2023.
+    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    if tokenizer.eos_token_id != end or len(tokenizer) > text.vocab_size:
+        raise EncoderFormatError(
+            f"{folder}: the tokenizer has {len(tokenizer)} pieces and ends a caption with {tokenizer.eos_token_id}; "
+            f"the text tower knows {text.vocab_size} and looks for {end}. Copy the tokenizer it was trained with"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_position_embeddings)
     return tokenizer
 
 

@@ -333,6 +333,8 @@ def test_write_replaces_an_encoder_but_nothing_else(tiny_encoder_dir: Path, enco
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(StorageError, match="would be lost"):
         tower.write(model, tmp_path / "thesis", files_from=encoder, name="new", parents=[], config={})
+    with pytest.raises(StorageError, match="would be lost"):
+        tower.write(model, tmp_path / "thesis" / "chapter.tex", files_from=encoder, name="new", parents=[], config={})
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
@@ -393,3 +395,18 @@ def test_tokenizer_cuts_at_the_length_of_the_text_tower(encoder: Path) -> None:
     (encoder / "vocab.json").unlink()
     with pytest.raises(EncoderFormatError, match="no tokenizer files"):
         tower.load_tokenizer(encoder)
+
+
+@pytest.mark.parametrize(("end", "more"), [(7, 0), (2, 1), (2, -1)])
+def test_tokenizer_of_another_encoder(encoder: Path, end: int, more: int) -> None:
+    text = json.loads((encoder / "config.json").read_text())["text_config"]
+    spoilt = {"eos_token_id": end, "vocab_size": text["vocab_size"] + more}
+    edit(encoder / "config.json", text_config=text | spoilt)
+    with pytest.raises(EncoderFormatError, match="Copy the tokenizer it was trained with"):
+        tower.load_tokenizer(encoder)
+
+
+def test_end_of_text_of_old_configurations(encoder: Path) -> None:
+    text = json.loads((encoder / "config.json").read_text())["text_config"]
+    edit(encoder / "config.json", text_config=text | {"eos_token_id": 2})
+    assert tower.load_tokenizer(encoder).eos_token_id == text["vocab_size"] - 1
