@@ -59,6 +59,15 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _temporary(path: Path) -> Path:
+    """Returns this process's temporary name for `path`, and removes what killed writers of it left behind."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        process = left.name.split(".")[-2]
+        if process.isdigit() and (int(process) == os.getpid() or not Path(f"/proc/{process}").exists()):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on a clean exit it replaces `path`, otherwise it is removed.
@@ -66,8 +75,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with storage_errors(path):
+        temporary = _temporary(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -85,10 +94,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with storage_errors(path):
+        temporary = _temporary(path)
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
             if path.exists():
@@ -168,8 +176,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def sha256_file(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes as hexadecimal text."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256_json(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""Runs a list of commands as stages that survive a kill: each is skipped when its output is there and complete.
+"""Runs commands as stages that survive a kill: each is skipped when its output is there and complete.
 
-A stage's output folder is complete when `complete.json` in it carries the stage's fingerprint (its command and the
+A stage's output folder is complete when `complete.json` in it carries the stage's fingerprint (its commands and the
 fingerprints of the stages it reads from) and every file still has the size noted there. So a stage runs again when its
 command, or anything before it, has changed, and never because the job was interrupted elsewhere.
 """
@@ -31,12 +31,12 @@ _POLL = 0.3  # seconds
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a job.
+    """One step of a job.
 
     Attributes:
         name: Unique, fit for a file name.
         label: What it does, in a few words, for the progress bar.
-        command: Program and arguments; an argument `PORT` becomes a free port.
+        commands: Programs with arguments, run one after the other; an argument `PORT` becomes a free port.
         output: Folder that this stage alone writes.
         needs: Names of earlier stages whose output it reads.
         seconds: Expected wall time on two idle cores; only weighs the progress bar.
@@ -45,7 +45,7 @@ class Stage:
 
     name: str
     label: str
-    command: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
     output: Path
     needs: tuple[str, ...] = ()
     seconds: float = 10.0
@@ -56,7 +56,7 @@ def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     """Returns for each stage the hash of its command and of all that it rests on."""
     found: dict[str, str] = {}
     for stage in stages:
-        found[stage.name] = sha256_json([__version__, list(stage.command), [found[name] for name in stage.needs]])
+        found[stage.name] = sha256_json([__version__, stage.commands, [found[name] for name in stage.needs]])
     return found
 
 
@@ -113,27 +113,33 @@ def _group_alive(group: int) -> bool:
 
 
 def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -> dict[str, float]:
-    """Runs one command, its output into a log; returns seconds and the peak memory of its largest process."""
-    log, progress = folder / "logs" / f"{stage.name}.log", folder / "logs" / f"{stage.name}.progress"
-    progress.unlink(missing_ok=True)
-    command = [str(_free_port()) if part == PORT else part for part in stage.command]
+    """Runs the commands of a stage, their output into a log; returns seconds and the peak memory of any process."""
+    progress = folder / "logs" / f"{stage.name}.progress"
     variables = os.environ | environment | {"LLAVA_OHD_PROGRESS": str(progress), "OMP_NUM_THREADS": str(stage.threads)}
-    started = time.monotonic()
-    with log.open("ab") as file:
-        file.write(f"\n$ {shlex.join(command)}\n".encode())
-        file.flush()
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True)
+    log, started, peak = folder / "logs" / f"{stage.name}.log", time.monotonic(), 0
+    for command in stage.commands:
+        progress.unlink(missing_ok=True)
+        with log.open("ab") as file:
+            command = tuple(str(_free_port()) if part == PORT else part for part in command)
+            file.write(f"\n$ {shlex.join(command)}\n".encode())
+            file.flush()
+            child = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True
+            )
         write_json(folder / "running.json", {"stage": stage.name, "group": child.pid})
         try:
-            status, usage = _wait(child.pid, progress, bar)
+            status, memory = _wait(child.pid, progress, bar)
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)
             raise
+        peak = max(peak, memory)
+        if status != 0:
+            raise StageFailed(
+                f"{stage.label}: {_reason(log, status)}\n  log: {log}\n  The same command goes on from here."
+            )
     (folder / "running.json").unlink(missing_ok=True)
     progress.unlink(missing_ok=True)
-    if status != 0:
-        raise StageFailed(f"{stage.label}: {_reason(log, status)}\n  log: {log}\n  The same command goes on from here.")
-    return {"seconds": time.monotonic() - started, "peak_mib": usage / 1024}
+    return {"seconds": time.monotonic() - started, "peak_mib": peak / 1024}
 
 
 def _wait(pid: int, progress: Path, bar: "_Bar") -> tuple[int, int]:
@@ -213,7 +219,8 @@ class _Bar:
         whole = (self.behind + inside) / max(self.todo, 1e-9)
         bar = "█" * round(20 * whole)
         text = f"[{self.current + 1}/{len(self.stages)}] {bar:░<20} {whole:4.0%}  {_clock(self._left(inside))} left"
-        print(f"\r{text}  {stage.label}{f' ({label} {share:.0%})' if label else ''}\x1b[K", end="", file=sys.stderr, flush=True)
+        inner = f" ({label} {share:.0%})" if label else ""
+        print(f"\r{text}  {stage.label}{inner}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ from llava_ohd.world.captions import article, captions, describe
 from llava_ohd.world.kinds import KINDS, THEMES, theme_of
 from llava_ohd.world.scenes import IMAGE_SIZE, Scene, sample_scene
 
-__all__ = ["DESCRIBE_PROMPTS", "conversations", "question"]
+__all__ = ["DESCRIBE_PROMPTS", "conversations", "first_lessons", "question"]
 
 DESCRIBE_PROMPTS = ("Describe this image.", "What is in the image?", "Describe the image briefly.")
 TOLD_FULLY, TOLD_PARTLY = 0.75, 0.15  # shares; the rest is told nothing
@@ -59,6 +59,22 @@ def _asked(scene: Scene, rng: random.Random) -> tuple[str, str]:
     pool = THEMES[theme_of(rng.choice(present))] if rng.random() < 0.5 else KINDS
     absent = [kind for kind in pool if kind not in present] or [kind for kind in KINDS if kind not in present]
     return question(rng.choice(absent)), "No"
+
+
+def first_lessons(seed: int) -> Iterator[tuple[str, str]]:
+    """Yields, without end, one question about a scene told fully, and its answer: the easiest reading there is.
+
+    Args:
+        seed: Of the scenes and of the questions about them.
+    """
+    rng = random.Random(f"first lessons {seed}")
+    while True:
+        scene = sample_scene(rng)
+        if rng.random() < 0.25:
+            yield f"{describe(scene)}\n{rng.choice(DESCRIBE_PROMPTS)}", describe(scene)
+        else:
+            asked, answer = _asked(scene, rng)
+            yield f"{rng.choice((_phrases, _grid))(scene, rng)}\n{asked}", answer
 
 
 def conversations(seed: int) -> Iterator[list[tuple[str, str]]]:

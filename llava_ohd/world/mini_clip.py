@@ -6,8 +6,10 @@ objects while it does not notice objects too many or wrong colours.
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,11 +19,35 @@ from llava_ohd.progress import track
 from llava_ohd.world.captions import captions
 from llava_ohd.world.scenes import IMAGE_SIZE, render, sample_scene
 
-__all__ = ["MEAN", "STD", "MiniClipConfig", "build_clip", "train_mini_clip", "train_tokenizer", "write_clip_files"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "MiniClipConfig",
+    "build_clip",
+    "fit_clip",
+    "train_mini_clip",
+    "train_tokenizer",
+    "write_clip_files",
+]
 
 # OpenAI's normalisation, so that nothing downstream is special to the world
 MEAN = [0.48145466, 0.4578275, 0.40821073]
 STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+class Schedule(Protocol):
+    """What `fit_clip` needs to know."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -29,8 +55,8 @@ class MiniClipConfig:
     """Geometry and training of the mini CLIP."""
 
     image_size: int = IMAGE_SIZE  # pixels
-    patch_size: int = 16  # pixels; 16 patch tokens
-    vision_width: int = 160
+    patch_size: int = 8  # pixels; 64 patch tokens
+    vision_width: int = 128
     vision_layers: int = 4
     text_width: int = 128
     text_layers: int = 3
@@ -38,7 +64,7 @@ class MiniClipConfig:
     projection: int = 128
     context: int = 64  # tokens
     images: int = 20_000
-    steps: int = 2_000
+    steps: int = 2_500
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
@@ -141,18 +167,22 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def train_mini_clip(config: MiniClipConfig) -> tuple[CLIPModel, CLIPTokenizer]:
-    """Trains the stock encoder with the symmetric contrastive loss.
+def fit_clip(
+    model: CLIPModel, batch: Callable[[np.random.Generator], dict[str, torch.Tensor]], config: Schedule
+) -> CLIPModel:
+    """Trains a CLIP with the symmetric contrastive loss.
+
+    Args:
+        model: Trained in place.
+        batch: Draws `pixel_values` (B, 3, S, S), `input_ids` and `attention_mask` (B, L) of B matching pairs.
+        config: Steps, learning rate and so on.
 
     Returns:
-        The model in float32, eval mode, and its tokenizer.
+        The model, in eval mode.
 
-    Source:
-        Radford et al. 2021 (arXiv 2103.00020), figure 3.
+    Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
     """
-    pixels, texts = _pairs(config)
-    tokenizer = train_tokenizer([caption for group in texts[:5000] for caption in group])
-    model = build_clip(config, tokenizer).train()
+    model.train()
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -166,10 +196,7 @@ def train_mini_clip(config: MiniClipConfig) -> tuple[CLIPModel, CLIPTokenizer]:
     )
     rng = np.random.default_rng(config.seed)
     for step in track(range(config.steps), "training the stock CLIP"):
-        rows = rng.choice(config.images, config.batch, replace=False)
-        chosen = [texts[i][rng.integers(5)] for i in rows]
-        tokens = tokenizer(chosen, padding=True, return_tensors="pt")
-        loss = model(pixel_values=normalise(pixels[rows]), **tokens, return_loss=True).loss
+        loss = model(**batch(rng), return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -178,9 +205,21 @@ def train_mini_clip(config: MiniClipConfig) -> tuple[CLIPModel, CLIPTokenizer]:
             model.logit_scale.clamp_(max=np.log(100))
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
-    return model.eval(), tokenizer
+    return model.eval()
 
 
-def settings(config: MiniClipConfig) -> dict[str, float]:
-    """Returns the configuration as it stands in the manifest of the assets."""
-    return asdict(config)
+def train_mini_clip(config: MiniClipConfig) -> tuple[CLIPModel, CLIPTokenizer]:
+    """Renders the world and trains its stock encoder from scratch.
+
+    Returns:
+        The model in float32, eval mode, and its tokenizer.
+    """
+    pixels, texts = _pairs(config)
+    tokenizer = train_tokenizer([caption for group in texts[:5000] for caption in group])
+
+    def batch(rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        rows = rng.choice(config.images, config.batch, replace=False)
+        chosen = [texts[i][rng.integers(5)] for i in rows]
+        return {"pixel_values": normalise(pixels[rows]), **tokenizer(chosen, padding=True, return_tensors="pt")}
+
+    return fit_clip(build_clip(config, tokenizer), batch, config), tokenizer

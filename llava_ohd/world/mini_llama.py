@@ -18,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llava_ohd.llava15.conversation import IGNORE, SYSTEM, encode
 from llava_ohd.llava15.tokenizer import SentencePieceTokenizer
 from llava_ohd.progress import track
-from llava_ohd.world.language import conversations
+from llava_ohd.world.language import conversations, first_lessons
 
-__all__ = ["MiniLlamaConfig", "build_llama", "train_llama_tokenizer", "train_mini_llama"]
+__all__ = ["MiniLlamaConfig", "build_llama", "fit_llama", "train_llama_tokenizer", "train_mini_llama"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,11 @@ class MiniLlamaConfig:
     intermediate: int = 432
     vocabulary: int = 512  # pieces, 256 of them single bytes
     context: int = 256  # tokens
-    conversations: int = 60_000  # read once each
+    lesson_steps: int = 1200  # of one short question each
+    lesson_batch: int = 96
+    steps: int = 3000  # in all; conversations after the lessons
     batch: int = 24
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 100  # steps
     context_weight: float = 0.05  # loss weight of tokens that are not the assistant's
@@ -96,28 +98,69 @@ def build_llama(config: MiniLlamaConfig, vocabulary: int) -> LlamaForCausalLM:
     )
 
 
-def _batches(
-    config: MiniLlamaConfig, tokenizer: SentencePieceTokenizer
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yields ids (B, L), labels (B, L) and loss weights (B, L), padded at the right with ignored labels."""
-    source = conversations(config.seed)
-    while True:
-        # lengths vary much: sorting inside a pool of batches saves most of the padding
-        pool = sorted(
-            (encode("v1", turns, tokenizer) for turns in itertools.islice(source, 16 * config.batch)),
-            key=lambda e: len(e[0]),
-        )
-        order = np.random.default_rng(len(pool[0][0])).permutation(16)
-        for i in order:
-            rows = pool[i * config.batch : (i + 1) * config.batch]
-            length = max(len(ids) for ids, _ in rows)
-            ids = torch.zeros(len(rows), length, dtype=torch.long)
-            weights = torch.zeros(len(rows), length)
-            for row, (tokens, labels) in enumerate(rows):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                answer = torch.tensor(labels) != IGNORE
-                weights[row, : len(tokens)] = torch.where(answer, 1.0, config.context_weight)
-            yield ids, ids, weights
+def _lesson(turn: tuple[str, str], tokenizer: SentencePieceTokenizer) -> tuple[list[int], list[int]]:
+    """Tokenises a first lesson: one turn without the system prompt."""
+    asked, answer = tokenizer([f"USER: {turn[0]} ASSISTANT:", turn[1]])["input_ids"]
+    answer = [*answer, tokenizer.eos_token_id]
+    return [tokenizer.bos_token_id, *asked, *answer], [IGNORE] * (len(asked) + 1) + answer
+
+
+def _batches(config: MiniLlamaConfig, tokenizer: SentencePieceTokenizer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields ids (B, L) and loss weights (B, L), weight 0 where padded: first lessons, then conversations."""
+    rng = np.random.default_rng(config.seed)
+    lessons = (_lesson(turn, tokenizer) for turn in first_lessons(config.seed))
+    talks = (encode("v1", turns, tokenizer) for turns in conversations(config.seed))
+    for source, size, steps in (
+        (lessons, config.lesson_batch, config.lesson_steps),
+        (talks, config.batch, config.steps - config.lesson_steps),
+    ):
+        for done in range(0, steps, 16):
+            # lengths vary much: sorting inside a pool of batches saves most of the padding
+            pool = sorted(itertools.islice(source, 16 * size), key=lambda pair: len(pair[0]))
+            for i in rng.permutation(16)[: steps - done]:
+                yield padded(pool[i * size : (i + 1) * size], config.context_weight)
+
+
+def padded(rows: list[tuple[list[int], list[int]]], context_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    length = max(len(ids) for ids, _ in rows)
+    ids, weights = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length)
+    for row, (tokens, labels) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        weights[row, : len(tokens)] = torch.where(torch.tensor(labels) != IGNORE, 1.0, context_weight)
+    return ids, weights
+
+
+def fit_llama(
+    model: LlamaForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], config: MiniLlamaConfig
+) -> LlamaForCausalLM:
+    """Trains a language model on ids (B, L) with loss weights (B, L).
+
+    Returns:
+        The model, in eval mode.
+    """
+    model.train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        config.learning_rate,
+        total_steps=config.steps,
+        pct_start=config.warmup / config.steps,
+        cycle_momentum=False,
+    )
+    for step, (ids, weights) in enumerate(track(batches, "training the language model", config.steps)):
+        logits = model(input_ids=ids).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+    return model.eval()
 
 
 def train_mini_llama(config: MiniLlamaConfig, folder: Path) -> LlamaForCausalLM:
@@ -130,25 +173,4 @@ def train_mini_llama(config: MiniLlamaConfig, folder: Path) -> LlamaForCausalLM:
     sentences = [text for turns in sample for turn in turns for text in turn]
     frame = [f"{SYSTEM} USER: ASSISTANT:"] * (len(sentences) // 8)  # often enough to become whole pieces
     tokenizer = train_llama_tokenizer([*sentences, *frame], folder, config.vocabulary)
-    model = build_llama(config, len(tokenizer)).train()
-    steps = config.conversations // config.batch
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps, pct_start=config.warmup / steps, cycle_momentum=False
-    )
-    batches = _batches(config, tokenizer)
-    for step in track(range(steps), "training the language model"):
-        ids, labels, weights = next(batches)
-        logits = model(input_ids=ids).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
-        loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"step {step}: loss {loss.item():.3f}", flush=True)
-    return model.eval()
+    return fit_llama(build_llama(config, len(tokenizer)), _batches(config, tokenizer), config)

@@ -1,0 +1,192 @@
+"""The whole method as stages: each is a command that a user could type, in the order in which the paper goes.
+
+On the embedded world, or on a folder of photos: the commands are the same, only data and sizes differ.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_ohd.stages import PORT, Stage
+from llava_ohd.world.assets import MINI_CLIP, MINI_LLAMA
+
+__all__ = ["ENCODERS", "JobConfig", "main_job", "photos_job"]
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+ENCODERS = ("openai", "ours")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What the main job does, and how long it trains.
+
+    Attributes:
+        home: Everything lies below this folder; also the registry of encoders.
+        seed: Of negative captions and of every training.
+        loss: `paper` or `released`, see scripts/finetune_clip.py.
+        stock: Encoder that the fine-tuning starts from, and that is compared with.
+        language_model: Llama folder.
+        encoder_steps: Optimiser steps of the encoder's fine-tuning, 32 images with 28 captions each.
+        projector_steps: Optimiser steps of stage projector.
+        lora_steps: Optimiser steps of stage lora.
+    """
+
+    home: Path
+    seed: int = 0
+    loss: str = "paper"
+    stock: Path = MINI_CLIP
+    language_model: Path = MINI_LLAMA
+    encoder_steps: int = 250
+    projector_steps: int = 120
+    lora_steps: int = 250
+
+
+def _python(*arguments: object) -> tuple[str, ...]:
+    return (sys.executable, *map(str, arguments))
+
+
+def _script(name: str, *arguments: object) -> tuple[str, ...]:
+    return _python(CHECKOUT / name, *arguments)
+
+
+def _deepspeed(name: str, *arguments: object) -> tuple[str, ...]:
+    beside = Path(sys.executable).with_name("deepspeed")
+    launcher = str(beside if beside.is_file() else shutil.which("deepspeed") or "deepspeed")
+    return (launcher, "--num_gpus", "2", "--master_port", PORT, str(CHECKOUT / name), *map(str, arguments))
+
+
+def _data(job: JobConfig, *commands: tuple[str, ...]) -> Stage:
+    """Writes the data folder, and makes the stock encoder known as `openai`."""
+    register = _python("-m", "llava_ohd.tower", "register", "openai", job.stock)
+    return Stage("data", "drawing the world", (*commands, register), job.home / "world", seconds=20)
+
+
+def _captions(job: JobConfig, splits: tuple[str, ...]) -> Stage:
+    data = job.home / "world"
+    commands = [
+        _script(
+            "scripts/build_ohd_caps.py",
+            *("--instances", data / f"annotations/instances_{split}.json"),
+            *("--captions", data / f"annotations/captions_{split}.json"),
+            *("--out", data / f"ohd_caps/{split}.jsonl", "--seed", job.seed),
+        )
+        for split in splits
+    ]
+    label = "building OHD-Caps: 27 negative captions per image"
+    return Stage("captions", label, tuple(commands), data / "ohd_caps", needs=("data",), seconds=12)
+
+
+def _encoder(job: JobConfig) -> Stage:
+    data, out = job.home / "world", job.home / "clip"
+    command = _script(
+        "scripts/finetune_clip.py",
+        *("--encoder", "openai", "--data", data / "ohd_caps/train.jsonl", "--images", data / "images"),
+        *("--out", out, "--name", "ours", "--loss", job.loss),
+        *("--max_steps", job.encoder_steps, "--seed", job.seed),
+    )
+    return Stage("encoder", "fine-tuning the encoder on OHD-Caps", (command,), out, needs=("captions",), seconds=140)
+
+
+def _source(encoder: str) -> tuple[str, ...]:
+    """The stages that make an encoder."""
+    return ("encoder",) if encoder == "ours" else ("data",)
+
+
+def _ohd_caps(job: JobConfig, encoder: str) -> Stage:
+    data, out = job.home / "world", job.home / "eval" / encoder / "ohd_caps"
+    command = _script(
+        "eval/ohd_caps.py",
+        *("--encoder", encoder, "--data", data / "ohd_caps/test.jsonl", "--images", data / "images"),
+        *("--out", out, "--seed", job.seed),
+    )
+    label = f"caption accuracy of {encoder}"
+    return Stage(f"ohd_caps-{encoder}", label, (command,), out, needs=("captions", *_source(encoder)), seconds=15)
+
+
+def _zero_shot(job: JobConfig, encoder: str) -> Stage:
+    data, out = job.home / "world", job.home / "eval" / encoder / "zero_shot"
+    command = _script(
+        "eval/zero_shot.py",
+        *("--encoder", encoder, "--instances", data / "annotations/instances_zero_shot.json"),
+        *("--images", data / "images", "--out", out),
+    )
+    label = f"zero-shot object recognition of {encoder}"
+    return Stage(f"zero_shot-{encoder}", label, (command,), out, needs=("data", *_source(encoder)), seconds=8)
+
+
+def _model(job: JobConfig, encoder: str, stage: str) -> Path:
+    # LLaVA's own loader decides by the words "llava" and "lora" in the folder's name
+    return job.home / "llava" / f"llava-v1.5-mini-{encoder}-{stage}"
+
+
+def _projector(job: JobConfig, encoder: str) -> Stage:
+    data, out = job.home / "world", _model(job, encoder, "projector")
+    command = _deepspeed(
+        "scripts/finetune_llava.py",
+        *("--deepspeed", CHECKOUT / "zero_configs/zero2.json"),
+        *("--model_name_or_path", job.language_model, "--version", "plain", "--vision_tower", encoder),
+        *("--data_path", data / "llava/pretrain.json", "--image_folder", data / "images"),
+        *("--tune_mm_mlp_adapter", "True", "--output_dir", out, "--max_steps", job.projector_steps),
+        *("--per_device_train_batch_size", 32, "--learning_rate", 2e-3, "--warmup_ratio", 0.03),
+        *("--lr_scheduler_type", "cosine", "--save_steps", 50, "--seed", job.seed),
+    )
+    label = f"LLaVA on {encoder}, stage projector (ZeRO-2, 2 ranks)"
+    needs = ("data", *_source(encoder))
+    return Stage(f"projector-{encoder}", label, (command,), out, needs=needs, seconds=50, threads=1)
+
+
+def _lora(job: JobConfig, encoder: str) -> Stage:
+    data, out = job.home / "world", _model(job, encoder, "lora")
+    command = _deepspeed(
+        "scripts/finetune_llava.py",
+        *("--deepspeed", CHECKOUT / "zero_configs/zero2.json"),
+        *("--model_name_or_path", job.language_model, "--version", "v1", "--vision_tower", encoder),
+        *("--data_path", data / "llava/instruct.json", "--image_folder", data / "images"),
+        *("--pretrain_mm_mlp_adapter", _model(job, encoder, "projector") / "mm_projector.bin"),
+        *("--lora_enable", "True", "--lora_r", 32, "--lora_alpha", 64, "--output_dir", out),
+        *("--max_steps", job.lora_steps, "--per_device_train_batch_size", 16, "--learning_rate", 2e-3),
+        *("--mm_projector_lr", 1e-3, "--warmup_ratio", 0.03, "--lr_scheduler_type", "cosine"),
+        *("--save_steps", 50, "--seed", job.seed),
+    )
+    label = f"LLaVA on {encoder}, stage lora (ZeRO-2, 2 ranks)"
+    return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=90, threads=1)
+
+
+def _answers(job: JobConfig, encoder: str, evaluation: str, *arguments: object, seconds: float) -> Stage:
+    out = job.home / "eval" / encoder / evaluation
+    command = _script(f"eval/{evaluation}.py", "--encoder", encoder, *arguments, "--out", out)
+    label = f"{evaluation.upper()} of LLaVA on {encoder}"
+    return Stage(f"{evaluation}-{encoder}", label, (command,), out, needs=(f"lora-{encoder}",), seconds=seconds)
+
+
+def _report(job: JobConfig, evaluations: tuple[str, ...]) -> Stage:
+    out = job.home / "report"
+    curves = [f"encoder/ours={job.home / 'clip/curve.json'}"]
+    curves += [f"{s}/{e}={_model(job, e, s) / 'curve.json'}" for s in ("projector", "lora") for e in ENCODERS]
+    command = _script(
+        "scripts/compare.py",
+        *("--ours", job.home / "eval/ours", "--stock", job.home / "eval/openai", "--data", job.home / "world"),
+        *("--curves", *curves, "--commands", job.home / "commands.txt", "--out", out),
+    )
+    needs = tuple(f"{evaluation}-{encoder}" for evaluation in evaluations for encoder in ENCODERS)
+    return Stage("report", "comparing, with intervals and significance", (command,), out, needs=needs, seconds=20)
+
+
+def main_job(job: JobConfig) -> list[Stage]:
+    """Returns the stages of the main job on the embedded world."""
+    stages = [
+        _data(job, _script("scripts/build_world.py", "--data", job.home / "world")),
+        _captions(job, ("train", "test")),
+        _encoder(job),
+        *(_ohd_caps(job, encoder) for encoder in ENCODERS),
+        *(_zero_shot(job, encoder) for encoder in ENCODERS),
+    ]
+    for encoder in ENCODERS:
+        stages += [
+            _projector(job, encoder),
+            _lora(job, encoder),
+            _answers(job, encoder, "pope", seconds=35),
+            _answers(job, encoder, "chair", seconds=35),
+        ]
+    return [*stages, _report(job, ("ohd_caps", "zero_shot", "pope", "chair"))]

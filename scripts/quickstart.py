@@ -1,0 +1,54 @@
+"""The main job: the whole method, end to end, on the embedded world or on a folder of photos.
+
+Inputs:  none (the world and its mini models come with the package), or --photos DIR.
+Outputs: below --out (default runs/, with --photos runs/photos): world/ clip/ llava/ eval/ report/report.html;
+         commands.txt holds every command, to be typed one by one if you like.
+Command: python scripts/quickstart.py             (or `make quickstart`)
+         python scripts/quickstart.py --seed 1 --out runs/seed1
+         python scripts/quickstart.py --photos ../shared/data/photos
+Cost:    about 10 minutes on 2 CPU cores, 2 GB. Killed at any moment, it goes on with the same command.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from llava_ohd.errors import exit_on_error
+from llava_ohd.files import read_json, write_text
+from llava_ohd.home import home
+from llava_ohd.stages import run_stages
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for everything, models and registry included")
+    parser.add_argument("--seed", type=int, default=0, help="of negative captions and all trainings")
+    parser.add_argument("--loss", choices=("paper", "released"), default="paper", help="form of the fine-grained loss")
+    parser.add_argument("--photos", type=Path, help="run on photographs instead of the rendered world")
+    parser.add_argument("--tokenizers", type=Path, help="real tokenizers for --photos (default: beside the photos)")
+    parser.add_argument("--steps", type=float, default=1.0, help="share of the training steps; 0.1 for a trial run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the command."""
+    given = _arguments()
+    with exit_on_error():
+        from llava_ohd.world.main_job import JobConfig, main_job, photos_job
+
+        out = (given.out or (home() / "photos" if given.photos else home())).resolve()
+        job = JobConfig(out, given.seed, given.loss).shortened(given.steps)
+        stages = photos_job(job, given.photos, given.tokenizers) if given.photos else main_job(job)
+        commands = [shlex.join(command) for stage in stages for command in stage.commands]
+        write_text(out / "commands.txt", "".join(f"{command}\n" for command in commands))
+        run_stages(stages, out / "job", {"LLAVA_OHD_HOME": str(out)})
+        timings = read_json(out / "job" / "timings.json")
+        seconds = sum(row["seconds"] for row in timings.values())
+        memory = max(row["peak_mib"] for row in timings.values())
+        print(f"\n{(out / 'report' / 'table.md').read_text() if not given.photos else ''}")
+        print(f"stages: {seconds / 60:.1f} minutes in all, largest process {memory / 1024:.1f} GiB")
+        print(f"everything: {out}\ncommands:   {out / 'commands.txt'}\nreport:     {out / 'report' / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
