@@ -92,7 +92,7 @@ def _v1(turns: Sequence[tuple[str, str]], tokenizer: Any, image_tokens: int) -> 
 
 def _plain(turns: Sequence[tuple[str, str]], tokenizer: Any, image_tokens: int) -> tuple[list[int], list[int]]:
     if len(turns) != 1 or IMAGE not in turns[0][0]:
-        raise DataFormatError(f"template plain takes one turn whose human part holds {IMAGE}; this row has {len(turns)}")
+        raise DataFormatError(f"template plain takes one turn, with {IMAGE}; this row has {len(turns)}")
     caption = _tokenize([f"{turns[0][1]}\n"], tokenizer, 0)[0]
     before = [tokenizer.bos_token_id, *[IMAGE_TOKEN] * image_tokens]
     return before + caption, [IGNORE] * len(before) + caption

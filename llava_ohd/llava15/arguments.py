@@ -1,0 +1,175 @@
+"""The flags of LLaVA's train.py under their names, on transformers 5.
+
+A command of LLaVA's scripts/v1_5/*.sh runs here with only the script's path changed (flags.py translates what
+transformers has dropped since). Where LLaVA's code has another default than all of its v1.5 scripts, the default here
+is that of the scripts. A flag that cannot be honoured is refused, never ignored.
+
+Source: haotian-liu/LLaVA train/train.py, scripts/v1_5/ @ c121f04.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import HfArgumentParser
+
+from llava_ohd.errors import LlavaOhdError
+from llava_ohd.files import read_json
+
+__all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "flags", "parse"]
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Which models, and how they are put together."""
+
+    model_name_or_path: str = field(metadata=_help("language model: folder, or name on the Hub; for 1.5 Vicuna v1.5"))
+    vision_tower: str = field(metadata=_help("encoder: ours, openai, another registered name, or a folder"))
+    version: str = field(default="v1", metadata=_help("conversation template: plain (stage projector) or v1"))
+    tune_mm_mlp_adapter: bool = field(default=False, metadata=_help("stage projector: only the projector trains"))
+    pretrain_mm_mlp_adapter: str | None = field(
+        default=None, metadata=_help("projector to start from: mm_projector.bin, or the folder of stage projector")
+    )
+    mm_projector_type: str = field(default="mlp2x_gelu", metadata=_help("only mlp2x_gelu, as in LLaVA-1.5"))
+    mm_vision_select_layer: int = field(default=-2, metadata=_help("hidden states of the tower that are read"))
+    mm_vision_select_feature: str = field(default="patch", metadata=_help("only patch: without the class token"))
+    mm_patch_merge_type: str = field(default="flat", metadata=_help("only flat"))
+    mm_use_im_start_end: bool = field(default=False, metadata=_help("only False, as in LLaVA-1.5"))
+    mm_use_im_patch_token: bool = field(default=False, metadata=_help("only False, as in LLaVA-1.5"))
+    freeze_backbone: bool = field(default=False, metadata=_help("without effect: frozen in both stages anyway"))
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What it trains on."""
+
+    data_path: Path = field(metadata=_help("training json in LLaVA's format"))
+    image_folder: Path = field(metadata=_help("folder that image names are relative to"))
+    image_aspect_ratio: str = field(default="square", metadata=_help("pad: to a square; square: crop the centre"))
+    lazy_preprocess: bool = field(default=True, metadata=_help("without effect: rows are always read when needed"))
+    is_multimodal: bool = field(default=True, metadata=_help("without effect: always so"))
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """HF's arguments and what LLaVA adds to them."""
+
+    cache_dir: str | None = field(default=None, metadata=_help("without effect: set HF_HOME instead"))
+    remove_unused_columns: bool = field(default=False, metadata=_help("only False"))
+    logging_nan_inf_filter: bool = field(default=False, metadata=_help("only False: NaN stops the training"))
+    logging_steps: float = field(default=1, metadata=_help("steps between lines of the log and points of the curve"))
+    disable_tqdm: bool | None = field(default=True, metadata=_help("our own progress bar takes its place"))
+    model_max_length: int = field(default=2048, metadata=_help("tokens at which a row is cut, image included"))
+    group_by_modality_length: bool = field(default=False, metadata=_help("batches of one modality and like length"))
+    lora_enable: bool = field(default=False, metadata=_help("stage lora: adapters on the language model + projector"))
+    lora_r: int = field(default=128, metadata=_help("rank; LLaVA-1.5: 128"))
+    lora_alpha: int = field(default=256, metadata=_help("scale of the adapter is lora_alpha / lora_r; LLaVA-1.5: 256"))
+    lora_dropout: float = field(default=0.05, metadata=_help("fraction"))
+    lora_bias: str = field(default="none", metadata=_help("only none"))
+    lora_weight_path: str = field(default="", metadata=_help("without effect, as in LLaVA"))
+    mm_projector_lr: float | None = field(default=None, metadata=_help("projector's own rate; LLaVA-1.5 LoRA: 2e-5"))
+    freeze_mm_mlp_adapter: bool = field(default=False, metadata=_help("only False"))
+    bits: int = field(default=16, metadata=_help("only 16"))
+    double_quant: bool = field(default=True, metadata=_help("without effect with --bits 16"))
+    quant_type: str = field(default="nf4", metadata=_help("without effect with --bits 16"))
+    mpt_attn_impl: str | None = field(default="triton", metadata=_help("without effect: no MPT models"))
+
+    @property
+    def stage(self) -> str:
+        """`lora` or `projector`."""
+        return "lora" if self.lora_enable else "projector"
+
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "version": ("plain", "v1"),
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_vision_select_feature": ("patch",),
+    "mm_patch_merge_type": ("flat",),
+    "mm_use_im_start_end": (False,),
+    "mm_use_im_patch_token": (False,),
+    "image_aspect_ratio": ("pad", "square"),
+    "lora_bias": ("none",),
+    "freeze_mm_mlp_adapter": (False,),
+    "bits": (16,),
+    "remove_unused_columns": (False,),
+    "logging_nan_inf_filter": (False,),
+    "fp16": (False,),
+}
+_TRAINING = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "mm_projector_lr",
+    "weight_decay",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "bf16",
+    "seed",
+    "data_seed",
+    "model_max_length",
+    "group_by_modality_length",
+)
+_LORA = ("lora_r", "lora_alpha", "lora_dropout")
+
+
+def parse(arguments: list[str], description: str) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Parses a translated command line.
+
+    Raises:
+        LlavaOhdError: an unknown flag, a value that transformers refuses, or one that cannot be honoured here.
+    """
+    parts: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = HfArgumentParser(parts, description=description, allow_abbrev=False)
+    try:
+        model, data, training = parser.parse_args_into_dataclasses(arguments)
+    except ValueError as error:
+        raise LlavaOhdError(f"{error}; see --help") from error
+    for name, values in _ONLY.items():
+        value = next(getattr(part, name) for part in (model, data, training) if hasattr(part, name))
+        if value not in values:
+            choice = " or ".join(map(str, values))
+            raise LlavaOhdError(f"--{name} {value}: only {choice} is supported; leave the flag out or give that")
+    if model.tune_mm_mlp_adapter == training.lora_enable:
+        raise LlavaOhdError(
+            "give either --tune_mm_mlp_adapter True (stage projector) or --lora_enable True (stage lora)"
+        )
+    if training.deepspeed and training.mm_projector_lr is not None and "optimizer" in _zero(training.deepspeed):
+        raise LlavaOhdError(
+            f"{training.deepspeed} has an 'optimizer', with which --mm_projector_lr would have no effect; remove that "
+            "part (zero_configs/ has files without)"
+        )
+    return model, data, training
+
+
+def _zero(config: Any) -> dict[str, Any]:
+    record = config if isinstance(config, dict) else read_json(Path(config))
+    return dict(record)
+
+
+def flags(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> dict[str, Any]:
+    """Returns everything given on the command line that the trained weights depend on, JSON-able.
+
+    Models, data and encoder are named here; their digests are recorded beside.
+    """
+    record = {field.name: getattr(model, field.name) for field in fields(model) if field.name != "freeze_backbone"}
+    record |= {
+        key: str(value) for key, value in asdict(data).items() if key not in ("lazy_preprocess", "is_multimodal")
+    }
+    names = [*_TRAINING, *(_LORA if training.lora_enable else ())]
+    record |= {name: getattr(training, name) for name in names}
+    record |= {name: getattr(record[name], "value", record[name]) for name in ("lr_scheduler_type", "optim")}
+    zero = _zero(training.deepspeed).get("zero_optimization", {}).get("stage", 0) if training.deepspeed else None
+    return record | {"zero_stage": zero}

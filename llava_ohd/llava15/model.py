@@ -1,0 +1,196 @@
+"""LLaVA-1.5 put together from a language model folder and an encoder folder, and what trains in each stage.
+
+The parts are transformers' own classes. Two things differ from the llava-hf checkpoints on purpose:
+
+- The vocabulary stays as it is. llava-hf adds rows for `<image>`, which then take part in every softmax; LLaVA has
+  none. Here an image token is LLaVA's index -200, and the embedding never sees it.
+- The tower is compared with its encoder folder after the model stands, so that no model ever trains or answers with
+  another tower than the one that was asked for.
+
+Source: haotian-liu/LLaVA model/llava_arch.py, model/multimodal_projector/builder.py @ c121f04.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from llava_ohd import tower
+from llava_ohd.errors import EncoderFormatError, ModelFormatError, ModelNotFound
+from llava_ohd.files import read_json
+from llava_ohd.llava15.conversation import IMAGE_TOKEN
+from llava_ohd.tower.weights import TOWER_PREFIX, read_weights, tower_digest, weights_file
+
+__all__ = [
+    "LANGUAGE_LINEARS",
+    "build",
+    "image_tokens",
+    "language_model_folder",
+    "trainable",
+    "verify_tower",
+    "without_zero3",
+]
+
+LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+"""Full names of the modules that get LoRA. CLIP and Llama share the last part of the names, so the path decides."""
+_HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model")
+
+
+def language_model_folder(name_or_path: str) -> Path:
+    """Returns the folder of a language model, downloading one that is named like a Hub repository.
+
+    Raises:
+        ModelNotFound: neither an existing folder nor a repository that can be reached.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
+        raise ModelNotFound(f"language model {name_or_path} is not a folder; check --model_name_or_path")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # whatever the network, the proxy or the Hub answers
+        raise ModelNotFound(
+            f"language model {name_or_path} is not a folder, and the Hub does not give it ({error}); download it, and "
+            "give the folder as --model_name_or_path"
+        ) from None
+
+
+def image_tokens(encoder: tower.Encoder) -> int:
+    """Returns the number of patches of one image: what each `<image>` becomes."""
+    return (encoder.image_size // encoder.patch_size) ** 2
+
+
+def build(
+    language_model: Path,
+    encoder: tower.Encoder,
+    *,
+    feature_layer: int = -2,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> LlavaForConditionalGeneration:
+    """Puts the model together; every weight is loaded but the projector, which is random.
+
+    Args:
+        language_model: Folder of a Llama model.
+        encoder: A checked encoder.
+        feature_layer: Which hidden states of the tower are read; LLaVA-1.5: -2, without the class token.
+        dtype: Type of all weights.
+        seed: Of the projector, whose layers start as PyTorch's linear layers do (as in LLaVA).
+
+    Raises:
+        ModelFormatError: the folder holds no Llama model, or not all of its weights.
+        EncoderFormatError: the encoder folder is damaged, or the model ended up with another tower.
+    """
+    language = _language_model(language_model, dtype)
+    with without_zero3():
+        clip: Any = tower.load(encoder.path)
+        clip.to(dtype)
+        config = LlavaConfig(
+            vision_config=clip.config.vision_config,
+            text_config=language.config,
+            image_token_index=IMAGE_TOKEN,
+            image_seq_length=image_tokens(encoder),
+            vision_feature_layer=feature_layer,
+        )
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+    model.model.vision_tower = clip.vision_model
+    model.model.language_model = language.model
+    model.lm_head = language.lm_head
+    model.get_input_embeddings().register_forward_pre_hook(_without_image_tokens)
+    verify_tower(model, encoder)
+    return model.eval()
+
+
+def _without_image_tokens(_: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    # The features of the image overwrite whatever embedding stands there.
+    return (arguments[0].clamp(min=0),)
+
+
+def _language_model(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    if kind not in ("llama", "llava_llama", "llava"):
+        raise ModelFormatError(f"{folder}/config.json has model_type {kind!r}; LLaVA-1.5 needs a Llama model ('llama')")
+    if kind != "llama":
+        raise ModelFormatError(f"{folder} is a LLaVA model already; give its language model (for 1.5: Vicuna)")
+    try:
+        loaded: Any = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelFormatError(f"{folder} cannot be loaded as a Llama model: {error}") from error
+    model, report = loaded
+    if report["missing_keys"] or report["mismatched_keys"]:
+        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ModelFormatError(f"{folder} lacks {len(wrong)} weights, first {wrong[0]}; copy the folder again")
+    model.config.use_cache = False  # of no use in training; who generates asks for it
+    return model
+
+
+def verify_tower(model: LlavaForConditionalGeneration, encoder: tower.Encoder) -> None:
+    """Compares the tower inside a model, weight by weight, with the encoder folder.
+
+    Raises:
+        EncoderFormatError: any weight differs, is missing or too much.
+    """
+    stored = read_weights(weights_file(encoder.path))
+    if tower_digest(stored) != encoder.digest:
+        raise EncoderFormatError(f"{encoder.path} changed while it was being read; run the command again")
+    names = {name.removeprefix(TOWER_PREFIX) for name in stored if name.startswith(TOWER_PREFIX)}
+    live = model.model.vision_tower.state_dict()
+    wrong = sorted(names ^ live.keys()) or [
+        name
+        for name in sorted(names)
+        if not torch.equal(live[name].cpu(), stored[TOWER_PREFIX + name].to(live[name].dtype))
+    ]
+    if wrong:
+        raise EncoderFormatError(
+            f"the tower inside the model is not {encoder.name} ({encoder.path}, digest {encoder.digest[:12]}): "
+            f"{len(wrong)} weights differ, first {wrong[0]}; this transformers version loads it wrongly"
+        )
+
+
+def trainable(model: nn.Module, stage: str, lora: dict[str, Any] | None = None, seed: int = 0) -> Any:
+    """Freezes everything but what the stage trains.
+
+    Args:
+        model: What `build` returns.
+        stage: `projector` or `lora`.
+        lora: Keyword arguments of peft's `LoraConfig`: `r`, `lora_alpha`, `lora_dropout`, `bias`.
+        seed: Of the adapter's random half.
+
+    Returns:
+        The model; in stage lora inside a `PeftModel`, with adapters on the language model only.
+    """
+    model.requires_grad_(False)
+    projector = model.get_submodule("model.multi_modal_projector")
+    if stage == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(target_modules=LANGUAGE_LINEARS, task_type="CAUSAL_LM", **(lora or {}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = get_peft_model(model, config)
+    projector.requires_grad_(True)
+    return model
+
+
+@contextlib.contextmanager
+def without_zero3() -> Iterator[None]:
+    """Builds modules whole where transformers would split them over the ranks; DeepSpeed splits them when it starts."""
+    config = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = config

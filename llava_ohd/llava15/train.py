@@ -1,0 +1,312 @@
+"""Trains a stage of LLaVA-1.5: from a language model and an encoder to a model folder.
+
+stage projector   --tune_mm_mlp_adapter True   captions, template plain; the projector trains
+stage lora        --lora_enable True           instructions, template v1; adapters on the language model train too
+
+One process, or one per GPU (deepspeed, torchrun); without GPU the ranks talk by gloo and nothing is compiled.
+
+Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
+"""
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llava_ohd.errors import ModelFormatError
+from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
+from llava_ohd.llava15.flags import check_paths, translate
+
+if TYPE_CHECKING:
+    import torch
+
+    from llava_ohd.llava15.arguments import DataArguments, ModelArguments, TrainingArguments
+    from llava_ohd.llava15.trainer import LlavaTrainer
+    from llava_ohd.tower import Encoder
+
+__all__ = ["train"]
+
+
+def train(arguments: list[str], description: str = "") -> Path | None:
+    """Trains one stage and writes its model folder; stage lora registers it for its encoder.
+
+    Goes on from the last whole checkpoint of the same run; does nothing but register where the folder is finished.
+
+    Args:
+        arguments: Command line without the program: flags of LLaVA's train.py.
+        description: What `--help` says first.
+
+    Returns:
+        The model folder on rank 0, None on the others.
+
+    Raises:
+        LlavaOhdError: any of its kinds; the message says what mends it.
+    """
+    check_paths(arguments)
+    import torch
+
+    cuda = torch.cuda.is_available()
+    arguments, notes = translate(arguments, cuda)
+    prepare_deepspeed(cuda)
+    quiet()
+    from llava_ohd.llava15.arguments import parse
+
+    parsed = parse(arguments, description)
+    run = Run(*parsed)
+    for note in notes:
+        run.say(note)
+    run.go()
+    return run.folder if run.first else None
+
+
+def prepare_deepspeed(cuda: bool) -> None:
+    """Keeps DeepSpeed from compiling its shared-memory operation on a CPU, where gloo does without.
+
+    It must come before anything that starts the process group.
+    """
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        return
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def quiet() -> None:
+    """Leaves out what libraries say on every rank about their own future and about optional parts."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    for module in ("torch.distributed", "transformers", "peft"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+
+
+class Run:
+    """One run of one stage.
+
+    Args:
+        model: Parsed flags.
+        data: Parsed flags.
+        training: Parsed flags.
+    """
+
+    def __init__(self, model: "ModelArguments", data: "DataArguments", training: "TrainingArguments") -> None:
+        from llava_ohd import tower
+        from llava_ohd.llava15.model import language_model_folder, without_zero3
+
+        self.model, self.data, self.training = model, data, training
+        self.folder = Path(str(training.output_dir)).resolve()
+        self.first = training.process_index == 0
+        self.base = language_model_folder(model.model_name_or_path)
+        with without_zero3():
+            self.encoder: Encoder = tower.check(tower.resolve(model.vision_tower))
+        self.record = self._record()
+        self.fingerprint = sha256_json({key: self.record[key] for key in ("stage", "encoder", "base", "config")})
+
+    def say(self, line: str) -> None:
+        """Prints on rank 0."""
+        if self.first:
+            print(line, flush=True)
+
+    def go(self) -> None:
+        """Trains and writes, unless that is done already."""
+        self._refuse_other_run()
+        if (self.folder / "ohd.json").is_file():
+            self.say(f"{self.folder} is finished already")
+        else:
+            trainer = self._trainer()
+            self._train(trainer)
+        if self.first and self.training.stage == "lora":
+            self._register()
+
+    def _record(self) -> dict[str, Any]:
+        """Returns what ohd.json says of the run: everything that its weights depend on."""
+        from llava_ohd.llava15.arguments import flags
+        from llava_ohd.llava15.model_dir import base_sha256
+
+        config = flags(self.model, self.data, self.training)
+        config["data_sha256"] = sha256_file(self.data.data_path)
+        start = self.model.pretrain_mm_mlp_adapter
+        if start is not None:
+            config["pretrain_mm_mlp_adapter_sha256"] = _projector_sha256(Path(start), self.encoder)
+        return {
+            "stage": self.training.stage,
+            "encoder": {"path": str(self.encoder.path), "digest": self.encoder.digest, "name": self.encoder.name},
+            "base": {"path": str(self.base), "sha256": base_sha256(self.base)},
+            "config": config,
+        }
+
+    def _refuse_other_run(self) -> None:
+        """Raises where the output folder holds a run with other settings, whose work would be lost or mixed up."""
+        for file in sorted([self.folder / "ohd.json", *self.folder.glob("checkpoint-*/ohd.json")]):
+            if not file.is_file():
+                continue
+            old = read_json(file)
+            now = json.loads(json.dumps(self.record))
+            changed = [
+                f"{key} was {old['config'].get(key)!r}, is {now['config'].get(key)!r}"
+                for key in sorted(old["config"].keys() | now["config"].keys())
+                if old["config"].get(key) != now["config"].get(key)
+            ]
+            changed += [f"another {key}" for key in ("stage", "encoder", "base") if old[key] != now[key]]
+            if changed:
+                raise ModelFormatError(
+                    f"{file.parent} was made by another run: {'; '.join(changed[:4])}. Give the old values to go on, "
+                    f"another --output_dir, or remove {self.folder} to start again"
+                )
+
+    def _trainer(self) -> "LlavaTrainer":
+        from llava_ohd import tower
+        from llava_ohd.llava15.dataset import Batches, Pixels, TrainingRows, read_rows
+        from llava_ohd.llava15.model import image_tokens
+        from llava_ohd.llava15.tokenizer import load_tokenizer
+        from llava_ohd.llava15.trainer import LlavaTrainer
+
+        rows = read_rows(self.data.data_path, self.model.version)
+        processor = tower.load_processor(self.encoder.path)
+        pad = self.data.image_aspect_ratio == "pad"
+        pixels = Pixels(self.data.image_folder, processor, pad, len({row["image"] for row in rows}))
+        patches = image_tokens(self.encoder)
+        tokenizer = load_tokenizer(self.base)
+        examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
+        dataset = examples.dataset(rows)
+        return LlavaTrainer(
+            model=self._model(),
+            args=self.training,
+            train_dataset=dataset,
+            data_collator=Batches(patches, self.encoder.image_size),
+            write=self._write,
+            fingerprint=self.fingerprint,
+            lengths=[_words(row) for row in rows],
+        )
+
+    def _model(self) -> Any:
+        import torch
+
+        from llava_ohd.llava15.model import build, trainable
+        from llava_ohd.llava15.model_dir import load_projector, read_projector
+
+        if self.training.deepspeed and not torch.cuda.is_available():
+            import deepspeed
+
+            deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        model: Any = build(
+            self.base,
+            self.encoder,
+            feature_layer=self.model.mm_vision_select_layer,
+            dtype=torch.bfloat16 if self.training.bf16 else torch.float32,
+            seed=self.training.seed,
+        )
+        if self.model.pretrain_mm_mlp_adapter is not None:
+            start = Path(self.model.pretrain_mm_mlp_adapter)
+            load_projector(model, read_projector(start), start)
+        lora: dict[str, Any] = {"r": self.training.lora_r, "lora_alpha": self.training.lora_alpha}
+        lora |= {"lora_dropout": self.training.lora_dropout, "bias": self.training.lora_bias}
+        model = trainable(model, self.training.stage, lora, self.training.seed)
+        for line in _what_trains(model):
+            self.say(line)
+        return model
+
+    def _train(self, trainer: "LlavaTrainer") -> None:
+        from llava_ohd.llava15.trainer import curve, last_checkpoint
+
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = last_checkpoint(self.folder, self.fingerprint, self.say)
+        if checkpoint is not None:
+            self.say(f"going on from {checkpoint}")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.first:
+            write_json(self.folder / "curve.json", curve(trainer.state.log_history))
+        trainer.save_state()
+        trainer.save_model()
+
+    def _write(self, folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+        from llava_ohd.llava15.model_dir import write
+
+        write(folder, weights, self.record, llava_config(self.base, self.encoder, self.record["config"]))
+
+    def _register(self) -> None:
+        from llava_ohd import tower
+        from llava_ohd.llava15.model import without_zero3
+
+        given = self.model.vision_tower
+        name = given if given in tower.registered() or not Path(given).is_dir() else self.encoder.name
+        with without_zero3():
+            tower.register(name, self.encoder.path, model=self.folder)
+        self.say(f"registered as the model of encoder {name!r}")
+
+
+def _words(row: dict[str, Any]) -> int:
+    """Length of a row as LLaVA counts it: words, negative for rows of text only."""
+    words = sum(len(text.split()) for turn in row["turns"] for text in turn)
+    return words if row["image"] is not None else -words
+
+
+def _projector_sha256(start: Path, encoder: "Encoder") -> str:
+    """Returns the digest of the projector to start from.
+
+    Raises:
+        ModelFormatError: it was trained for another encoder.
+    """
+    from llava_ohd.llava15.model_dir import projector_file
+
+    file = projector_file(start)
+    record = file.parent / "ohd.json"
+    trained_for = read_json(record).get("encoder", {}) if record.is_file() else {}
+    if trained_for and trained_for.get("digest") != encoder.digest:
+        raise ModelFormatError(
+            f"{file} was trained for the encoder with digest {str(trained_for.get('digest'))[:12]}, "
+            f"--vision_tower is {encoder.name!r} ({encoder.digest[:12]}); run stage projector for this encoder"
+        )
+    return sha256_file(file)
+
+
+def _what_trains(model: Any) -> list[str]:
+    """Says which part trains, and with how many weights."""
+    parts = {"projector": "multi_modal_projector", "adapter": ".lora_", "tower": "vision_tower", "language model": ""}
+    counts = {part: [0, 0] for part in parts}
+    for name, weight in model.named_parameters():
+        part = next(part for part, mark in parts.items() if mark in name)
+        counts[part][not weight.requires_grad] += getattr(weight, "ds_numel", weight.numel())
+    lines = []
+    for part, (trained, frozen) in counts.items():
+        if trained or frozen:
+            lines.append(f"{part}: {f'{trained:,} weights train' if trained else f'{frozen:,} weights, frozen'}")
+    return lines
+
+
+def llava_config(base: Path, encoder: "Encoder", flags: dict[str, Any]) -> dict[str, Any]:
+    """Returns config.json as the original LLaVA reads it: that of the language model, with what LLaVA adds.
+
+    Args:
+        base: Folder of the language model.
+        encoder: The encoder.
+        flags: `config` of ohd.json.
+    """
+    config = read_json(base / "config.json")
+    rope = config.pop("rope_parameters", None) or {}  # transformers 5's spelling, which 4.37 would not see
+    config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+    config["torch_dtype"] = config.pop("dtype", None) or config.get("torch_dtype")
+    mm = {key: flags[key] for key in flags if key.startswith("mm_")}
+    return (
+        config
+        | mm
+        | {
+            "architectures": ["LlavaLlamaForCausalLM"],
+            "model_type": "llava_llama",
+            "mm_vision_tower": str(encoder.path),
+            "mm_hidden_size": encoder.hidden_size,
+            "use_mm_proj": True,
+            "image_aspect_ratio": flags["image_aspect_ratio"],
+            "tune_mm_mlp_adapter": flags["tune_mm_mlp_adapter"],
+            "freeze_mm_mlp_adapter": False,
+            "tokenizer_padding_side": "right",
+            "tokenizer_model_max_length": flags["model_max_length"],
+            "use_cache": True,
+        }
+    )
