@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llava_ohd import tower
 from llava_ohd.errors import DataFormatError
@@ -199,7 +200,9 @@ def _split(photos: list[_Photo], asked: set[str], seed: int) -> dict[str, list[_
 
 def _write_split(folder: Path, split: str, photos: list[_Photo], categories: list[dict[str, object]]) -> None:
     ids = {row["name"]: row["id"] for row in categories}
-    images, instances, captions = [], [], []
+    images: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    captions: list[dict[str, Any]] = []
     for image_id, photo in enumerate(photos, 1):
         name = photo.image.file_name
         images.append({"id": image_id, "file_name": name, "width": photo.width, "height": photo.height})
