@@ -54,8 +54,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         folder = next(p for p in [path, *path.absolute().parents] if p.exists())
         free = shutil.disk_usage(folder).free / 2**20
         raise StorageError(
-            f"cannot write {path}: {reason} ({free:.0f} MiB free). Make room or choose another --out, then run the same "
-            "command again: it goes on where it stopped."
+            f"cannot write {path}: {reason} ({free:.0f} MiB free). Make room or choose another folder, then run the "
+            "same command again: it goes on where it stopped."
         ) from error
 
 

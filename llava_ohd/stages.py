@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from llava_ohd import __version__
 from llava_ohd.errors import StageFailed
-from llava_ohd.files import is_complete, mark_complete, read_json, sha256_json, storage_errors, write_json
+from llava_ohd.files import COMPLETE, is_complete, mark_complete, read_json, sha256_json, storage_errors, write_json
 
 __all__ = ["PORT", "Stage", "fingerprints", "run_stages"]
 
@@ -81,6 +82,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, environment: dict[str, str
             if bar.complete[number]:
                 continue
             bar.start(number)
+            _clear_stale(stage, prints[stage.name], folder)
             spent = _run(stage, folder, bar, environment or {})
             mark_complete(stage.output, prints[stage.name])
             _note(folder, stage, spent)
@@ -103,6 +105,16 @@ def _locked(folder: Path) -> Iterator[None]:
                     os.killpg(left["group"], signal.SIGKILL)
             running.unlink(missing_ok=True)
         yield
+
+
+def _clear_stale(stage: Stage, fingerprint: str, folder: Path) -> None:
+    """Removes the output of a stage that was begun with other commands or inputs; half-done work of this one stays."""
+    file = folder / "begun.json"
+    begun = read_json(file) if file.is_file() else {}
+    if begun.get(stage.name, fingerprint) != fingerprint:
+        shutil.rmtree(stage.output, ignore_errors=True)
+    (stage.output / COMPLETE).unlink(missing_ok=True)
+    write_json(file, begun | {stage.name: fingerprint})
 
 
 def _group_alive(group: int) -> bool:
@@ -129,6 +141,7 @@ def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -
         write_json(folder / "running.json", {"stage": stage.name, "group": child.pid})
         try:
             status, memory = _wait(child.pid, progress, bar)
+            child.returncode = status  # waited for here, for the sake of its memory
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)
             raise

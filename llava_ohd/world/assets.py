@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llava_ohd import tower
 from llava_ohd.errors import DataFormatError
 from llava_ohd.files import atomic_folder, read_json, sha256_file, sha256_json, write_json
@@ -29,7 +27,6 @@ __all__ = ["ASSETS", "MINI_CLIP", "MINI_LLAMA", "build_assets", "check_assets", 
 ASSETS = Path(__file__).resolve().parent / "assets"
 MINI_CLIP = ASSETS / "mini_clip"
 MINI_LLAMA = ASSETS / "mini_llama"
-_FLOATS = torch.float16  # half the size; loaded as float32
 
 
 def world_fingerprint() -> str:
@@ -54,7 +51,7 @@ def _settings(clip: MiniClipConfig, llama: MiniLlamaConfig) -> dict[str, Any]:
 
 
 def build_assets(folder: Path, clip: MiniClipConfig, llama: MiniLlamaConfig) -> None:
-    """Trains both mini models from scratch and writes them with their manifest, all or nothing.
+    """Trains both mini models from scratch and writes them in float16 with their manifest, all or nothing.
 
     Args:
         folder: Where `mini_clip`, `mini_llama` and `manifest.json` go; what is there is replaced.
@@ -66,7 +63,7 @@ def build_assets(folder: Path, clip: MiniClipConfig, llama: MiniLlamaConfig) -> 
         with tempfile.TemporaryDirectory() as scratch:
             write_clip_files(Path(scratch), tokenizer, clip)
             tower.write(
-                model.to(_FLOATS),
+                model.half(),
                 new / "mini_clip",
                 files_from=Path(scratch),
                 name="world-openai",
@@ -75,7 +72,7 @@ def build_assets(folder: Path, clip: MiniClipConfig, llama: MiniLlamaConfig) -> 
             )
         (new / "mini_llama").mkdir()
         language_model = train_mini_llama(llama, new / "mini_llama")
-        language_model.to(_FLOATS).save_pretrained(new / "mini_llama")
+        language_model.half().save_pretrained(new / "mini_llama")
         files = {str(p.relative_to(new)): sha256_file(p) for p in sorted(new.rglob("*")) if p.is_file()}
         write_json(new / "manifest.json", {"settings": _settings(clip, llama), "files": files})
 

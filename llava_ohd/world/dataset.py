@@ -64,7 +64,9 @@ def _annotations(scene: Scene, image_id: int, first_id: int, rng: random.Random)
 
 def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
     rng = random.Random(f"{_SHUFFLE} {split} {seed}")
-    images, instances, texts = [], [], []
+    images: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
     (folder / "images" / split).mkdir(parents=True)
     for image_id, scene in enumerate(track(_scenes(split, count, seed), f"drawing {split}", count), 1):
         name = f"{split}/{image_id:06d}.png"

@@ -5,7 +5,7 @@ On the embedded world, or on a folder of photos: the commands are the same, only
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_ohd.stages import PORT, Stage
@@ -41,6 +41,11 @@ class JobConfig:
     projector_steps: int = 120
     lora_steps: int = 250
 
+    def shortened(self, share: float) -> "JobConfig":
+        """Returns the same job with a share of its training steps (at least two each); for trial runs."""
+        names = ("encoder_steps", "projector_steps", "lora_steps")
+        return replace(self, **{name: max(2, round(share * getattr(self, name))) for name in names})
+
 
 def _python(*arguments: object) -> tuple[str, ...]:
     return (sys.executable, *map(str, arguments))
@@ -59,7 +64,7 @@ def _deepspeed(name: str, *arguments: object) -> tuple[str, ...]:
 def _data(job: JobConfig, *commands: tuple[str, ...]) -> Stage:
     """Writes the data folder, and makes the stock encoder known as `openai`."""
     register = _python("-m", "llava_ohd.tower", "register", "openai", job.stock)
-    return Stage("data", "drawing the world", (*commands, register), job.home / "world", seconds=20)
+    return Stage("data", "making the data", (*commands, register), job.home / "world", seconds=20)
 
 
 def _captions(job: JobConfig, splits: tuple[str, ...]) -> Stage:
@@ -93,12 +98,11 @@ def _source(encoder: str) -> tuple[str, ...]:
     return ("encoder",) if encoder == "ours" else ("data",)
 
 
-def _ohd_caps(job: JobConfig, encoder: str) -> Stage:
+def _ohd_caps(job: JobConfig, encoder: str, rows: Path) -> Stage:
     data, out = job.home / "world", job.home / "eval" / encoder / "ohd_caps"
     command = _script(
         "eval/ohd_caps.py",
-        *("--encoder", encoder, "--data", data / "ohd_caps/test.jsonl", "--images", data / "images"),
-        *("--out", out, "--seed", job.seed),
+        *("--encoder", encoder, "--data", rows, "--images", data / "images", "--out", out, "--seed", job.seed),
     )
     label = f"caption accuracy of {encoder}"
     return Stage(f"ohd_caps-{encoder}", label, (command,), out, needs=("captions", *_source(encoder)), seconds=15)
@@ -153,21 +157,22 @@ def _lora(job: JobConfig, encoder: str) -> Stage:
     return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=90, threads=1)
 
 
-def _answers(job: JobConfig, encoder: str, evaluation: str, *arguments: object, seconds: float) -> Stage:
-    out = job.home / "eval" / encoder / evaluation
+def _answers(job: JobConfig, encoder: str, evaluation: str, name: str, *arguments: object) -> Stage:
+    """Lets the LLaVA on an encoder answer, and scores it; `name` tells apart several sets of one evaluation."""
+    out = job.home / "eval" / encoder / name
     command = _script(f"eval/{evaluation}.py", "--encoder", encoder, *arguments, "--out", out)
-    label = f"{evaluation.upper()} of LLaVA on {encoder}"
-    return Stage(f"{evaluation}-{encoder}", label, (command,), out, needs=(f"lora-{encoder}",), seconds=seconds)
+    label = f"{name.upper()} of LLaVA on {encoder}"
+    return Stage(f"{name}-{encoder}", label, (command,), out, needs=(f"lora-{encoder}",), seconds=35)
 
 
-def _report(job: JobConfig, evaluations: tuple[str, ...]) -> Stage:
+def _report(job: JobConfig, evaluations: tuple[str, ...], *arguments: object) -> Stage:
     out = job.home / "report"
     curves = [f"encoder/ours={job.home / 'clip/curve.json'}"]
     curves += [f"{s}/{e}={_model(job, e, s) / 'curve.json'}" for s in ("projector", "lora") for e in ENCODERS]
     command = _script(
         "scripts/compare.py",
         *("--ours", job.home / "eval/ours", "--stock", job.home / "eval/openai", "--data", job.home / "world"),
-        *("--curves", *curves, "--commands", job.home / "commands.txt", "--out", out),
+        *("--curves", *curves, "--commands", job.home / "commands.txt", "--out", out, *arguments),
     )
     needs = tuple(f"{evaluation}-{encoder}" for evaluation in evaluations for encoder in ENCODERS)
     return Stage("report", "comparing, with intervals and significance", (command,), out, needs=needs, seconds=20)
@@ -175,18 +180,41 @@ def _report(job: JobConfig, evaluations: tuple[str, ...]) -> Stage:
 
 def main_job(job: JobConfig) -> list[Stage]:
     """Returns the stages of the main job on the embedded world."""
+    rows = job.home / "world/ohd_caps/test.jsonl"
     stages = [
         _data(job, _script("scripts/build_world.py", "--data", job.home / "world")),
         _captions(job, ("train", "test")),
         _encoder(job),
-        *(_ohd_caps(job, encoder) for encoder in ENCODERS),
+        *(_ohd_caps(job, encoder, rows) for encoder in ENCODERS),
         *(_zero_shot(job, encoder) for encoder in ENCODERS),
     ]
     for encoder in ENCODERS:
-        stages += [
-            _projector(job, encoder),
-            _lora(job, encoder),
-            _answers(job, encoder, "pope", seconds=35),
-            _answers(job, encoder, "chair", seconds=35),
-        ]
+        stages += [_projector(job, encoder), _lora(job, encoder)]
+        stages += [_answers(job, encoder, name, name) for name in ("pope", "chair")]
     return [*stages, _report(job, ("ohd_caps", "zero_shot", "pope", "chair"))]
+
+
+def photos_job(job: JobConfig, photos: Path, tokenizers: Path | None) -> list[Stage]:
+    """Returns the same stages on a folder of photos, with the real tokenizers and models trained on these photos.
+
+    Args:
+        job: Its stock encoder and language model are replaced by those that the first stage makes.
+        photos: Layout as in `llava_ohd.world.photos`.
+        tokenizers: Real tokenizers; None: `tokenizers/` beside the photos.
+    """
+    data, models = job.home / "world", job.home / "world/models"
+    job = replace(job, stock=models / "clip", language_model=models / "llama")
+    build = _script(
+        "scripts/build_photos.py",
+        *("--photos", photos.resolve(), *(("--tokenizers", tokenizers.resolve()) if tokenizers else ())),
+        *("--data", data, "--models", models, "--seed", job.seed),
+    )
+    rows = data / "ohd_caps_real/test.jsonl"
+    stages = [_data(job, build), _captions(job, ("train",)), _encoder(job)]
+    stages += [_ohd_caps(job, encoder, rows) for encoder in ENCODERS]
+    for encoder in ENCODERS:
+        stages += [_projector(job, encoder), _lora(job, encoder)]
+        for name in ("coco128", "aokvqa"):
+            questions = ("--set", data / "pope" / name, "--images", data / "images")
+            stages.append(_answers(job, encoder, "pope", "pope" if name == "coco128" else f"pope_{name}", *questions))
+    return [*stages, _report(job, ("ohd_caps", "pope"), "--questions", data / "pope/coco128")]

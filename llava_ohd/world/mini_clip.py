@@ -4,9 +4,10 @@ It plays the part of openai/clip-vit-large-patch14-336: it was trained on incomp
 objects while it does not notice objects too many or wrong colours.
 """
 
+import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,11 +36,16 @@ MEAN = [0.48145466, 0.4578275, 0.40821073]
 STD = [0.26862954, 0.26130258, 0.27577711]
 
 
+Batch = Callable[[np.random.Generator], dict[str, torch.Tensor]]
+
+
 class Schedule(Protocol):
     """What `fit_clip` needs to know."""
 
     @property
     def steps(self) -> int: ...
+    @property
+    def cycles(self) -> int: ...
     @property
     def learning_rate(self) -> float: ...
     @property
@@ -55,8 +61,8 @@ class MiniClipConfig:
     """Geometry and training of the mini CLIP."""
 
     image_size: int = IMAGE_SIZE  # pixels
-    patch_size: int = 8  # pixels; 64 patch tokens
-    vision_width: int = 128
+    patch_size: int = 16  # pixels; 16 patch tokens
+    vision_width: int = 160
     vision_layers: int = 4
     text_width: int = 128
     text_layers: int = 3
@@ -64,7 +70,8 @@ class MiniClipConfig:
     projection: int = 128
     context: int = 64  # tokens
     images: int = 20_000
-    steps: int = 2_500
+    steps: int = 2_000  # of each cycle
+    cycles: int = 2  # warm-up and decay of the rate, each with a fresh optimiser
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
@@ -98,7 +105,7 @@ def train_tokenizer(sentences: list[str], vocabulary: int = 700) -> CLIPTokenize
         ),
     )
     model = json.loads(raw.to_str())["model"]
-    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])  # type: ignore[misc]
 
 
 def build_clip(config: MiniClipConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -167,9 +174,7 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def fit_clip(
-    model: CLIPModel, batch: Callable[[np.random.Generator], dict[str, torch.Tensor]], config: Schedule
-) -> CLIPModel:
+def fit_clip(model: CLIPModel, batch: Batch, config: Schedule) -> CLIPModel:
     """Trains a CLIP with the symmetric contrastive loss.
 
     Args:
@@ -183,6 +188,14 @@ def fit_clip(
     Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
     """
     model.train()
+    rng = np.random.default_rng(config.seed)
+    steps = iter(track(range(config.cycles * config.steps), "training the stock CLIP"))
+    for _ in range(config.cycles):
+        _cycle(model, batch, config, rng, itertools.islice(steps, config.steps))
+    return model.eval()
+
+
+def _cycle(model: CLIPModel, batch: Batch, config: Schedule, rng: np.random.Generator, steps: Iterator[int]) -> None:
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -194,8 +207,7 @@ def fit_clip(
         optimizer,
         lambda step: min(1.0, step / config.warmup) * 0.5 * (1 + np.cos(np.pi * min(1.0, step / config.steps))),
     )
-    rng = np.random.default_rng(config.seed)
-    for step in track(range(config.steps), "training the stock CLIP"):
+    for step in steps:
         loss = model(**batch(rng), return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
@@ -205,7 +217,6 @@ def fit_clip(
             model.logit_scale.clamp_(max=np.log(100))
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
-    return model.eval()
 
 
 def train_mini_clip(config: MiniClipConfig) -> tuple[CLIPModel, CLIPTokenizer]:

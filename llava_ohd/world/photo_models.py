@@ -5,7 +5,6 @@ preprocessing, Llama's own SentencePiece vocabulary. From a thousand photos they
 that no stage is special to rendered scenes.
 """
 
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ class PhotoModelsConfig:
             projection=64,
             context=77,
             steps=150,
+            cycles=1,
             batch=64,
             warmup=20,
         )
@@ -124,10 +124,8 @@ def _conversations(
     while True:
         batch = []
         for i in rng.integers(len(rows), size=config.batch):
-            said = [
-                re.sub(IMAGE, lambda _, i=i: captions[rows[i]["image"]][0], turn["value"])
-                for turn in rows[i]["conversations"]
-            ]
+            caption = captions[rows[i]["image"]][0]
+            said = [turn["value"].replace(IMAGE, caption) for turn in rows[i]["conversations"]]
             ids, labels = encode("v1", list(zip(said[::2], said[1::2], strict=True)), tokenizer)
             batch.append((ids[: config.context], labels[: config.context]))
         yield padded(batch, config.context_weight)

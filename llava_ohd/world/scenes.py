@@ -94,8 +94,8 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def single_object_scene(kind: str, rng: random.Random) -> Scene:
-    """Draws a scene with one object of the given kind, large or small alike often (zero-shot recognition)."""
-    return _scene([kind], rng.random() < 0.5, rng)
+    """Draws a scene with one large object of the given kind, as pictures for zero-shot recognition show one thing."""
+    return _scene([kind], True, rng)
 
 
 def render(scene: Scene) -> Image.Image:

@@ -1,0 +1,74 @@
+"""Files appear whole or not at all, and bad ones are named."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from llava_ohd.errors import DataFormatError, StorageError
+from llava_ohd.files import atomic_folder, atomic_path, read_json, read_jsonl, write_json, write_jsonl
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    rows = [{"a": 1}, {"a": "ü"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_json(tmp_path / "rows.json", rows)
+    assert read_jsonl(tmp_path / "rows.jsonl") == read_jsonl(tmp_path / "rows.json") == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("", "is empty"),
+        ("  \n", "is empty"),
+        ('{"a": 1}\n{"a": ', "line 2 is not JSON"),
+        ("[1, 2]", "row 1 is int"),
+        ("[]", "has no rows"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataFormatError, match=message):
+        read_jsonl(path)
+
+
+def test_truncated_json_gives_the_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": [1,\n2')
+    with pytest.raises(DataFormatError, match="line 2"):
+        read_json(tmp_path / "x.json")
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_folder_does_not_appear(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "d") as temporary:
+        (temporary / "x").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    dead = 2**22 - 1  # above every process number of this machine
+    (tmp_path / f".x.{dead}.part").write_text("half")
+    (tmp_path / ".x.1.part").write_text("of a living process")
+    with atomic_path(tmp_path / "x") as temporary:
+        temporary.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", ".x.1.part"}
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the disk is full.*free"), atomic_path(tmp_path / "x") as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
