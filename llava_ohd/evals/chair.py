@@ -84,17 +84,23 @@ class Vocabulary:
     node: dict[tuple[str, ...], str]
     longest: int
 
+    def find(self, text: str) -> list[tuple[int, int, str]]:
+        """Finds all objects that a text mentions (rule "exact"): start and end in `text`, and the node word."""
+        tokens = list(_TOKEN.finditer(text))
+        words = tuple(token.group().lower() for token in tokens)
+        found, position = [], 0
+        while position < len(words):
+            lengths = range(min(self.longest, len(words) - position), 0, -1)
+            size = next((n for n in lengths if words[position : position + n] in self.node), 0)
+            if size:
+                first, last = tokens[position], tokens[position + size - 1]
+                found.append((first.start(), last.end(), self.node[words[position : position + size]]))
+            position += max(size, 1)
+        return found
+
     def objects(self, text: str) -> list[str]:
         """Returns the node words of all objects that a text mentions, in order (rule "exact")."""
-        tokens = tuple(_TOKEN.findall(text.lower()))
-        found, position = [], 0
-        while position < len(tokens):
-            lengths = range(self.longest, 0, -1)
-            group = next((n for n in lengths if tokens[position : position + n] in self.node), 0)
-            if group:
-                found.append(self.node[tokens[position : position + group]])
-            position += max(group, 1)
-        return found
+        return [name for _, _, name in self.find(text)]
 
 
 def read_synonyms(path: Path) -> Vocabulary:
