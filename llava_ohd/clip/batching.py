@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_ohd.clip.embedding import Images, pad, tokenise
+from llava_ohd.clip.captions import Captions, Tokens, share_beginnings, tokenise
+from llava_ohd.clip.embedding import Images
 from llava_ohd.ohd_caps.records import OhdRow
 
 __all__ = ["OhdData", "image_names"]
@@ -26,12 +27,10 @@ class OhdData(torch.utils.data.Dataset[int]):
         rows: The rows; they may have different numbers of negatives.
         images: The images of the rows, in `image_names(rows)` order.
         tokenizer: Tokenizer of the encoder.
-        buckets: Number of groups of similar length that the captions of a batch are padded in. One group pads all to
-            the longest; four save a third to a half of the text tower's work.
     """
 
-    def __init__(self, rows: Sequence[OhdRow], images: Images, tokenizer: Any, buckets: int = 4) -> None:
-        self._images, self._buckets = images, buckets
+    def __init__(self, rows: Sequence[OhdRow], images: Images, tokenizer: Any) -> None:
+        self._images = images
         place = {name: index for index, name in enumerate(image_names(rows))}
         self._image = [place[row.image] for row in rows]
         tokens = iter(tokenise(tokenizer, [caption for row in rows for caption in row.captions]))
@@ -43,19 +42,21 @@ class OhdData(torch.utils.data.Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
 
-    def collate(self, items: Sequence[int]) -> dict[str, Tensor | list[Tensor]]:
+    def collate(self, items: Sequence[int]) -> dict[str, Tensor | Captions]:
         """Makes a batch of B rows.
 
         Returns:
             pixel_values: float32 (B, 3, S, S).
-            input_ids: The U different captions of the batch in ascending length, padded per bucket: int64 (u, L).
+            captions: The U different captions of the batch, as a tree of shared beginnings.
             caption: int64 (B,), which of the U is the right caption.
             negative: int64 (B, K), which of the U is each negative caption; 0 in slots that are not valid.
             valid: bool (B, K), K being the largest number of negatives in the batch.
         """
         rows = [self._captions[item] for item in items]
-        different = sorted({tokens for row in rows for tokens in row}, key=lambda tokens: (len(tokens), tokens))
-        place = {tokens: index for index, tokens in enumerate(different)}
+        place: dict[Tokens, int] = {}
+        for row in rows:
+            for tokens in row:
+                place.setdefault(tokens, len(place))
         slots = max(len(row) for row in rows) - 1
         negative = torch.zeros(len(rows), slots, dtype=torch.long)
         valid = torch.zeros(len(rows), slots, dtype=torch.bool)
@@ -64,7 +65,7 @@ class OhdData(torch.utils.data.Dataset[int]):
             valid[i, : len(others)] = torch.tensor([tokens != own for tokens in others])
         return {
             "pixel_values": self._images.pixels([self._image[item] for item in items]),
-            "input_ids": pad(different, self._buckets),
+            "captions": share_beginnings(list(place)),
             "caption": torch.tensor([place[row[0]] for row in rows]),
             "negative": negative,
             "valid": valid,

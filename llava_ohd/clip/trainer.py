@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from llava_ohd.clip.embedding import encode_captions, encode_images
+from llava_ohd.clip.captions import Captions, encode_captions
+from llava_ohd.clip.embedding import encode_images
 from llava_ohd.clip.loss import LossConfig, clip_loss
 from llava_ohd.errors import StageFailed
 from llava_ohd.files import is_complete, mark_complete, storage_errors
@@ -41,10 +42,10 @@ class OhdObjective(nn.Module):
         self.clip, self._config = model, config
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Sequence[Tensor], caption: Tensor, negative: Tensor, valid: Tensor
+        self, pixel_values: Tensor, captions: Captions, caption: Tensor, negative: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
         """Returns the scalars `loss`, `contrastive`, `margin1` and `margin2`; arguments as `OhdData.collate` says."""
-        texts_UD = encode_captions(self.clip, input_ids)
+        texts_UD = encode_captions(self.clip, captions)
         parts = clip_loss(
             encode_images(self.clip, pixel_values),
             texts_UD[caption],

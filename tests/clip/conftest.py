@@ -1,6 +1,7 @@
 """A few OHD-Caps rows about squares of one colour, and their images."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ COLORS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (30, 60, 220), "
 KINDS = ("ball", "box", "cup", "star", "ring", "key")
 
 
-def make_rows(count: int, negatives: int, seed: int = 0) -> list[OhdRow]:
+def _rows(count: int, negatives: int, seed: int = 0) -> list[OhdRow]:
     rng = random.Random(seed)
     rows = []
     for number in range(count):
@@ -34,9 +35,15 @@ def draw(rows: list[OhdRow], folder: Path, size: tuple[int, int] = (40, 32)) -> 
 
 
 @pytest.fixture
+def make_rows() -> Callable[[int, int], list[OhdRow]]:
+    """Makes a number of rows with a number of negatives each."""
+    return _rows
+
+
+@pytest.fixture
 def ohd(tmp_path: Path) -> tuple[Path, Path]:
     """A file of 24 rows with 5 negatives each, and the folder of their images."""
-    rows = make_rows(24, 5)
+    rows = _rows(24, 5)
     draw(rows, tmp_path / "images")
     write_rows(tmp_path / "rows.jsonl", rows)
     return tmp_path / "rows.jsonl", tmp_path / "images"

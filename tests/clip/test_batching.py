@@ -1,4 +1,4 @@
-"""Batches and embeddings: nothing changes by padding, bucketing, sharing duplicates or keeping images in memory."""
+"""Batches: what is in them, and that images kept in memory are what the image processor makes."""
 
 from pathlib import Path
 
@@ -7,53 +7,11 @@ import torch
 
 from llava_ohd import tower
 from llava_ohd.clip.batching import OhdData, image_names
-from llava_ohd.clip.embedding import Images, embed_captions, embed_images, encode_captions, pad, tokenise
+from llava_ohd.clip.captions import Captions
+from llava_ohd.clip.embedding import Images, embed_images
 from llava_ohd.errors import ImageError
 from llava_ohd.ohd_caps.readers import read_rows
 from llava_ohd.ohd_caps.records import Negative, OhdRow
-
-CAPTIONS = [
-    "a red ball",
-    "a large red ball and a small blue key",
-    "a red ball",
-    "A red ball",
-    "cup",
-    "a blue box , a cup",
-]
-
-
-def padded_to_context(model, tokenizer, captions: list[str]) -> torch.Tensor:
-    """The way of the released code: all captions at full length, with an attention mask."""
-    length = tokenizer.model_max_length
-    batch = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return model.text_projection(model.text_model(**batch).pooler_output)
-
-
-@pytest.mark.parametrize("buckets", [1, 2, 4])
-def test_padding_to_the_bucket_is_exact(tiny_encoder_dir: Path, buckets: int) -> None:
-    model, tokenizer = tower.load(tiny_encoder_dir), tower.load_tokenizer(tiny_encoder_dir)
-    tokens = sorted(tokenise(tokenizer, CAPTIONS), key=len)
-    groups = pad(tokens, buckets)
-    assert [len(row) for row in groups[0]] == [max(map(len, tokens[: len(groups[0])]))] * len(groups[0])
-    captions = sorted(CAPTIONS, key=lambda caption: len(tokenise(tokenizer, [caption])[0]))
-    found, expected = encode_captions(model, groups), padded_to_context(model, tokenizer, captions)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
-
-
-def test_embeds_each_caption_once(tiny_encoder_dir: Path) -> None:
-    model, tokenizer = tower.load(tiny_encoder_dir), tower.load_tokenizer(tiny_encoder_dir)
-    texts, which = embed_captions(model, tokenizer, CAPTIONS, batch=2)
-    assert len(texts) == 4  # the tokenizer lowers the case
-    assert which[0] == which[2] == which[3]
-    expected = torch.nn.functional.normalize(padded_to_context(model, tokenizer, CAPTIONS), dim=-1)
-    torch.testing.assert_close(texts[which], expected.detach(), rtol=1e-4, atol=2e-6)
-
-
-def test_long_captions_keep_their_end(tiny_encoder_dir: Path) -> None:
-    tokenizer = tower.load_tokenizer(tiny_encoder_dir)
-    [tokens] = tokenise(tokenizer, ["a red ball and " * 60])
-    assert len(tokens) == 77
-    assert tokens[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
@@ -84,6 +42,13 @@ def test_a_bad_image_is_named_before_training(tiny_encoder_dir: Path, ohd: tuple
         Images(folder, image_names(read_rows(file)), tower.load_processor(tiny_encoder_dir))
 
 
+def paths(captions: Captions) -> list[list[int]]:
+    """Reads each caption back from the slots that end where it ends."""
+    rows = [row for bucket in captions["slots"] for row in bucket.tolist()]
+    by_end = {row[-1]: row[: row.index(row[-1]) + 1] for row in rows}
+    return [captions["token"][by_end[end]].tolist() for end in captions["end"].tolist()]
+
+
 def test_a_batch_holds_each_caption_once(tiny_encoder_dir: Path, ohd: tuple[Path, Path]) -> None:
     _, folder = ohd
     tokenizer = tower.load_tokenizer(tiny_encoder_dir)
@@ -98,10 +63,9 @@ def test_a_batch_holds_each_caption_once(tiny_encoder_dir: Path, ohd: tuple[Path
     ]
     images = Images(folder, image_names(rows), tower.load_processor(tiny_encoder_dir))
     assert len(images) == 2
-    data = OhdData(rows, images, tokenizer, buckets=2)
+    data = OhdData(rows, images, tokenizer)
     batch = data.collate([data[0], data[1], data[2]])
-    ids = [row.tolist() for group in batch["input_ids"] for row in group]
-    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in paths(batch["captions"])]
     assert sorted(texts) == ["a blue cup", "a key", "a red ball", "a red ball and a key"]
     assert [texts[i] for i in batch["caption"]] == ["a red ball", "a blue cup", "a key"]
     named = [[texts[i] for i in row[flags]] for row, flags in zip(batch["negative"], batch["valid"], strict=True)]
