@@ -53,7 +53,7 @@ def main() -> None:
         extras = page.Extras(
             gallery=gallery.cards(pairs, truth, options.images or options.data / "images"),
             curves=page.read_curves(options.curves),
-            commands=options.commands.read_text().splitlines() if options.commands else (),
+            commands=page.read_commands(options.commands) if options.commands else (),
         )
         write_json(options.out / "results.json", record)
         write_text(options.out / "table.md", table.markdown(record))

@@ -17,7 +17,7 @@ from llava_ohd.results import versions
 
 __all__ = ["Pairs", "compare", "read_pairs"]
 
-_RUN_SPECIFIC = {"seed", "batch_size", "device", "dtype", "out", "model", "encoder", "seconds"}
+_RUN_SPECIFIC = {"seed", "shuffle_seed", "batch_size", "device", "out", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def read_pairs(ours: Sequence[Path], stock: Sequence[Path], truth: Truth) -> Pai
 
     Raises:
         DataFormatError: another number of seeds, a folder that does not exist, nothing in common, incomplete runs,
-            differing terms (rule, set, n, generation settings), or metrics that do not follow from the answers.
+            differing terms (rule, set, n, generation settings), results of several encoders in one folder, or metrics
+            that do not follow from the answers.
         AnswersMismatch: the answers of a run are not those to the questions.
     """
     if len(ours) != len(stock):
@@ -60,39 +61,61 @@ def read_pairs(ours: Sequence[Path], stock: Sequence[Path], truth: Truth) -> Pai
             if not absent:
                 one, other = (benchmark.read(folder / benchmark.name, truth) for folder in pair)
                 runs.setdefault(benchmark.name, []).append((one, other))
-        read = [run for pair in runs.get(benchmark.name, []) for run in pair]
-        _check(benchmark, read)
-        if read and not read[0].images:
+        found = runs.get(benchmark.name, [])
+        _check(benchmark, found)
+        if found and not found[0][0].images:
             missing.append(f"{benchmark.title}: values only, without answers or labels there are no intervals")
+    _check_encoders([*ours, *stock], [run for pairs in runs.values() for pair in pairs for run in pair])
     if not runs:
         raise DataFormatError("the two models share no benchmark. " + ". ".join(missing))
     return Pairs(runs, missing)
 
 
-def _check(benchmark: Benchmark, runs: Sequence[Run]) -> None:
-    for run in runs:
+def _check_encoders(folders: Sequence[Path], runs: Sequence[Run]) -> None:
+    for folder in folders:
+        digests: dict[str, Path] = {}
+        for run in runs:
+            if run.folder.parent == folder and (run.record.get("encoder") or {}).get("digest"):
+                digests.setdefault(run.record["encoder"]["digest"], run.folder)
+        if len(digests) > 1:
+            found = "; ".join(f"{place} of {digest[:12]}" for digest, place in digests.items())
+            raise DataFormatError(
+                f"{folder} holds results of different encoders: {found}. Run all evaluations again with one encoder."
+            )
+
+
+def _check(benchmark: Benchmark, pairs: Sequence[tuple[Run, Run]]) -> None:
+    for pair in pairs:
+        # The data of two seeds may lie in two places; a pair must be of the same set by name.
+        _check_agreement(pair[0], pair[1], ("set",))
+        for run in pair:
+            _check_agreement(pairs[0][0], run)
+            for measure in benchmark.measures:
+                _check_value(run, measure)
+
+
+def _check_agreement(one: Run, other: Run, further: Sequence[str] = ()) -> None:
+    for run in (one, other):
         if not run.record["complete"]:
             raise DataFormatError(f"{run.folder} is incomplete; run its evaluation again, it goes on where it stopped")
-        first, terms = _terms(runs[0]), _terms(run)
-        other = [key for key in sorted({*first, *terms}) if first.get(key) != terms.get(key)]
-        if other:
-            raise DataFormatError(
-                f"{runs[0].folder} and {run.folder} cannot be compared: "
-                + "; ".join(f"{key} is {first.get(key)!r} and {terms.get(key)!r}" for key in other)
-                + ". Evaluate both on the same terms."
-            )
-        if run.images != runs[0].images:
-            raise AnswersMismatch(
-                f"{runs[0].folder} ({len(runs[0].images)} images answered) and {run.folder} ({len(run.images)}) are "
-                "not about the same images; evaluate both on the same split"
-            )
-        for measure in benchmark.measures:
-            _check_value(run, measure)
+    first, second = ({**_terms(run), **{key: run.record[key] for key in further}} for run in (one, other))
+    differing = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
+    if differing:
+        raise DataFormatError(
+            f"{one.folder} and {other.folder} cannot be compared: "
+            + "; ".join(f"{key} is {first.get(key)!r} and {second.get(key)!r}" for key in differing)
+            + ". Evaluate both on the same terms."
+        )
+    if one.images != other.images:
+        raise AnswersMismatch(
+            f"{one.folder} ({len(one.images)} images answered) and {other.folder} ({len(other.images)}) are not about "
+            "the same images; evaluate both on the same split"
+        )
 
 
 def _terms(run: Run) -> dict[str, Any]:
     settings = {key: value for key, value in run.record.get("settings", {}).items() if key not in _RUN_SPECIFIC}
-    return {**settings, **{key: run.record.get(key) for key in ("eval", "rule", "set", "n")}}
+    return {**settings, **{key: run.record.get(key) for key in ("eval", "rule", "n")}}
 
 
 def _check_value(run: Run, measure: Measure) -> None:
@@ -169,9 +192,10 @@ def _benchmark(benchmark: Benchmark, runs: Sequence[tuple[Run, Run]], resamples:
 
 
 def _reported_only(benchmark: Benchmark, record: dict[str, Any]) -> list[Measure]:
-    """Metrics that results.json has beyond those with counts: shown as they are."""
+    """Metrics that results.json has beyond those with counts: shown as they are, but for the ends of intervals."""
     known = {measure.name for measure in benchmark.measures}
-    others = {name: row["better"] for name, row in record["metrics"].items() if name not in known}
+    extra = {name: row for name, row in record["metrics"].items() if not name.endswith(("_low", "_high"))}
+    others = {name: row["better"] for name, row in extra.items() if name not in known}
     return [Measure(name, name.replace("_", " "), better, None) for name, better in others.items()]
 
 
@@ -200,9 +224,11 @@ def _values_only(name: str, runs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
 
 def _who(runs: Sequence[Run]) -> dict[str, Any]:
     encoders = [run.record.get("encoder") or {} for run in runs]
+    # Where a LLaVA answered, the encoder has the name that the user gave it; elsewhere that of its folder.
+    asked = [run.record.get("encoder") or {} for run in runs if run.record.get("model")]
     models = [run.record.get("model") for run in runs if run.record.get("model")]
     return {
-        "names": sorted({encoder["name"] for encoder in encoders if encoder.get("name")}),
+        "names": sorted({encoder["name"] for encoder in asked or encoders if encoder.get("name")}),
         "digests": sorted({encoder["digest"] for encoder in encoders if encoder.get("digest")}),
         "models": [model for place, model in enumerate(models) if model not in models[:place]],
         "folders": sorted({str(run.folder.parent) for run in runs}),

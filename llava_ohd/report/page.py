@@ -11,7 +11,7 @@ from llava_ohd.files import read_json, write_text
 from llava_ohd.report import plots, table
 from llava_ohd.report.gallery import Card
 
-__all__ = ["Curve", "Extras", "read_curves", "render", "write_page"]
+__all__ = ["Curve", "Extras", "read_commands", "read_curves", "render", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,18 @@ def read_curves(named: Sequence[str]) -> list[Curve]:
     return curves
 
 
+def read_commands(path: Path) -> list[str]:
+    """Reads the commands that made the results, one per line.
+
+    Raises:
+        DataFormatError: the file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFormatError(f"--commands {path} cannot be read ({error}); give a text file or leave it out") from None
+
+
 def render(record: dict[str, Any], extras: Extras) -> str:
     """Returns the page as html; every number in it comes from the record.
 
@@ -84,7 +96,7 @@ def render(record: dict[str, Any], extras: Extras) -> str:
         headline_rows=_groups(row for row in rows if row.headline),
         all_rows=_groups(rows),
         charts=[plots.bars(name, part, names) for name, part in record["benchmarks"].items()],
-        curves=_panels(extras.curves),
+        curves=_panels(extras.curves, names),
         gallery=extras.gallery,
         commands=extras.commands,
     )
@@ -97,12 +109,11 @@ def _groups(rows: Iterable[table.Row]) -> dict[str, list[table.Row]]:
     return groups
 
 
-def _panels(curves: Sequence[Curve]) -> list[tuple[str, str]]:
-    panels = dict.fromkeys(curve.panel for curve in curves)
-    return [
-        (panel, plots.curves(panel, {c.label: c.points for c in curves if c.panel == panel and c.points}))
-        for panel in panels
-    ]
+def _panels(curves: Sequence[Curve], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    panels: dict[str, dict[str, Sequence[Mapping[str, float]]]] = {}
+    for curve in curves:
+        panels.setdefault(curve.panel, {})[curve.label] = curve.points
+    return [(panel, plots.curves(panel, lines, names)) for panel, lines in panels.items()]
 
 
 def write_page(path: Path, record: dict[str, Any], extras: Extras) -> None:

@@ -4,6 +4,7 @@ import io
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,19 +68,23 @@ def _wrapped(title: str) -> str:
     return textwrap.fill(title.removeprefix("share of "), 18)
 
 
-def curves(panel: str, lines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def curves(
+    panel: str, lines: Mapping[str, Sequence[Mapping[str, float]]], names: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Draws training curves.
 
     Args:
         panel: Title.
-        lines: Points `{"step", "loss"}` by label; labels `ours` and `stock` take their colours.
+        lines: Points `{"step", "loss"}` by label; the labels `ours` and `stock` have their colours.
+        names: Of the encoders, keys `ours` and `stock`: these labels have the colours, too.
 
     Returns:
         An `<svg>` element.
     """
     figure, axes = _figure(2.5)
     for place, (label, points) in enumerate(lines.items()):
-        colour = {"ours": _OURS, "stock": _STOCK}.get(label, (_OURS, _STOCK)[place % 2])
+        known = {names.get("stock"): _STOCK, names.get("ours"): _OURS, "ours": _OURS, "stock": _STOCK}
+        colour = known.get(label, (_OURS, _STOCK)[place % 2])
         x, y = ([point[key] for point in points] for key in ("step", "loss"))
         axes.plot(x, y, color=colour, linewidth=1.3, label=label)
     axes.set_xlabel("step")

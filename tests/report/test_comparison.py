@@ -114,6 +114,26 @@ def test_another_seed_is_no_other_term(demo, truth):
     read_pairs(demo.folders("ours", 3)[2:], demo.folders("stock"), truth)
 
 
+def test_seeds_may_lie_in_two_places_but_not_a_pair(demo, truth, broken):
+    path = broken / "pope" / "results.json"
+    write_json(path, {**read_json(path), "set": "elsewhere"})
+    with pytest.raises(DataFormatError, match="set is 'world' and 'elsewhere'"):
+        read_pairs([*demo.folders("ours"), *demo.folders("ours")], [*demo.folders("stock"), broken], truth)
+    folder = broken.parent / "stock"
+    shutil.copytree(demo.folders("stock")[0], folder)
+    write_json(folder / "pope" / "results.json", {**read_json(folder / "pope/results.json"), "set": "elsewhere"})
+    read_pairs([*demo.folders("ours"), broken], [*demo.folders("stock"), folder], truth)
+
+
+def test_results_of_two_encoders_in_one_folder_are_refused(demo, truth, broken):
+    path = broken / "ohd_caps" / "results.json"
+    write_json(path, {**read_json(path), "encoder": {"name": "ours", "digest": "another"}})
+    with pytest.raises(
+        DataFormatError, match=r"holds results of different encoders: .*/ohd_caps of another; .* of ours0000"
+    ):
+        read_pairs([broken], demo.folders("stock"), truth)
+
+
 def test_metrics_that_do_not_follow_from_the_answers_are_refused(demo, truth, broken):
     path = broken / "pope" / "answers.jsonl"
     rows = read_jsonl(path)
