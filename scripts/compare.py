@@ -59,7 +59,7 @@ def main() -> None:
         write_text(options.out / "table.md", table.markdown(record))
         page.write_page(options.out / "report.html", record, extras)
         print(table.plain(record), end="\n\n")
-        print(*[f"not compared: {text}" for text in pairs.missing], table.headline(record), sep="\n")
+        print(*[f"missing: {text}" for text in pairs.missing], table.headline(record), sep="\n")
         print(f"\nresults: {options.out / 'results.json'}\nreport:  {(options.out / 'report.html').resolve()}")
 
 

@@ -15,7 +15,7 @@ _LEAD = (
     ("chair", "chair_s"),
     ("zero_shot", "accuracy"),
 )
-_HEAD = ("benchmark", "metric", "stock", "ours", "ours − stock", "p", "p (Holm)", "McNemar")
+_HEAD = ("benchmark", "metric", "stock", "ours", "ours − stock", "p", "p (Holm)", "by seed; McNemar")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def by_seed(row: dict[str, Any]) -> str:
 
 
 def _equals(p: float) -> str:
-    return p_value(p) if p < 0.001 else f"= {p_value(p)}"
+    return p_value(p).replace(" ", "\u00a0") if p < 0.001 else f"=\u00a0{p_value(p)}"
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ def sentence(record: dict[str, Any], key: tuple[str, str]) -> str:
     ]
     return (
         f"{text}: {number(gap['value'], unit, '+')} points, {judged} "
-        f"(95\u00a0% interval {low} to {high}, p {_equals(row['p_holm'])})."
+        f"(95\u00a0% interval {low} to {high}, p\u00a0{_equals(row['p_holm'])})."
     )
 
 
