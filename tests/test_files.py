@@ -10,7 +10,7 @@ from llava_ohd.files import atomic_folder, atomic_path, read_json, read_jsonl, w
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    rows = [{"a": 1}, {"a": "ü"}]
+    rows = [{"a": 1}, {"a": "ü"}, {"a": "one\u2028two\x85three"}]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     write_json(tmp_path / "rows.json", rows)
     assert read_jsonl(tmp_path / "rows.jsonl") == read_jsonl(tmp_path / "rows.json") == rows

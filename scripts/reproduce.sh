@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The method, stage by stage: OHD-Caps -> encoder -> LLaVA-1.5 on the stock and on the new encoder -> POPE, CHAIR -> report.
+#
+#   scripts/reproduce.sh          LLaVA-1.5-7B as in the paper (arXiv 2410.03176): 8 x A100-80G, about 30 hours
+#   scripts/reproduce.sh --tiny   the same lines on the embedded world: 2 CPU cores, about 10 minutes, nothing to download
+#
+# Needed at real size, in $DATA (default data/):
+#   coco/annotations/{instances,captions}_{train,val}2017.json, coco/images/ (train2017 and val2017)   cocodataset.org
+#   ohd_caps/test.jsonl, pope/ (+ the images they name in coco/images)  AoiDragon/POPE, Yufang-Liu/clip_hallucination
+#   chair/synonyms.txt                                                  LisaAnne/Hallucination
+#   llava/pretrain.json + images    blip_laion_cc_sbu_558k   huggingface.co/datasets/liuhaotian/LLaVA-Pretrain
+#   llava/instruct.json + images    llava_v1_5_mix665k       huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K
+#   $LANGUAGE_MODEL (default models/vicuna-7b-v1.5)          huggingface.co/lmsys/vicuna-7b-v1.5
+#   Flickr30k: --rows with {"image", "caption", "objects"} adds the paper's second half of the training data.
+# Every stage goes on where it was stopped when this script is started again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+
+if [[ "${1:-}" == --tiny ]]; then
+    export LLAVA_OHD_HOME=${LLAVA_OHD_HOME:-$PWD/runs/tiny}
+    DATA=$LLAVA_OHD_HOME/world SIZE=mini GPUS=2 STOCK=world-openai LANGUAGE_MODEL=llava_ohd/world/assets/mini_llama
+    python scripts/build_world.py --data "$DATA"
+    TRAIN=$DATA/annotations/%s_train.json TEST=$DATA/annotations/%s_test.json EXCLUDE=()
+    IMAGES=$DATA/images PRETRAIN_IMAGES=$DATA/images INSTRUCT_IMAGES=$DATA/images
+    CLIP=(--max_steps 250 --learning_rate 3e-4 --batch_size 32)
+    PROJECTOR=(--max_steps 120 --per_device_train_batch_size 32 --learning_rate 2e-3)
+    LORA=(--max_steps 250 --per_device_train_batch_size 16 --learning_rate 2e-3 --mm_projector_lr 1e-3
+        --lora_r 32 --lora_alpha 64)
+    COMMON=(--save_steps 50)
+    POPE=()
+else
+    export LLAVA_OHD_HOME=${LLAVA_OHD_HOME:-$PWD/runs/7b}
+    DATA=${DATA:-$PWD/data} SIZE=7b GPUS=${GPUS:-8} STOCK=openai
+    LANGUAGE_MODEL=${LANGUAGE_MODEL:-models/vicuna-7b-v1.5}
+    TRAIN=$DATA/coco/annotations/%s_train2017.json TEST=$DATA/coco/annotations/%s_val2017.json
+    EXCLUDE=(--exclude "$DATA/ohd_caps/test.jsonl" "$DATA"/pope/*.json --limit 8000)
+    IMAGES=$DATA/coco/images PRETRAIN_IMAGES=$DATA/llava/pretrain_images INSTRUCT_IMAGES=$DATA/llava/instruct_images
+    # paper, section 5 (training details)
+    CLIP=(--epochs 10 --learning_rate 1e-6 --batch_size 14 --bf16 True)
+    # LLaVA scripts/v1_5/{pretrain,finetune_lora}.sh @ c121f04
+    PROJECTOR=(--num_train_epochs 1 --per_device_train_batch_size 32 --learning_rate 1e-3)
+    LORA=(--num_train_epochs 1 --per_device_train_batch_size 16 --learning_rate 2e-4 --mm_projector_lr 2e-5
+        --lora_r 128 --lora_alpha 256 --image_aspect_ratio pad --group_by_modality_length True)
+    COMMON=(--bf16 True --tf32 True --gradient_checkpointing True --model_max_length 2048 --dataloader_num_workers 4
+        --save_steps 500 --save_total_limit 1)
+    POPE=(--suffix)
+fi
+OUT=$LLAVA_OHD_HOME
+of() { printf "$1" "$2"; }
+
+# 1. OHD-Caps: 27 negative captions per image.                                             CPU, minutes
+python scripts/build_ohd_caps.py --instances "$(of "$TRAIN" instances)" --captions "$(of "$TRAIN" captions)" \
+    "${EXCLUDE[@]}" --out "$DATA/ohd_caps/train.jsonl"
+if [[ $SIZE == mini ]]; then
+    python scripts/build_ohd_caps.py --instances "$(of "$TEST" instances)" --captions "$(of "$TEST" captions)" \
+        --out "$DATA/ohd_caps/test.jsonl"
+fi
+
+# 2. The encoder: `openai` becomes `ours`.                                                 1 GPU (24 GB), 3 hours
+python -m llava_ohd.tower register openai "$(python -m llava_ohd.tower $STOCK)"
+python scripts/finetune_clip.py --encoder openai --data "$DATA/ohd_caps/train.jsonl" --images "$IMAGES" "${CLIP[@]}"
+
+for ENCODER in openai ours; do
+    MODEL=$OUT/llava/llava-v1.5-$SIZE-$ENCODER
+    # 3. Caption accuracy, with the scorers that see no image beside it.                   1 GPU, minutes
+    python eval/ohd_caps.py --encoder $ENCODER --data "$DATA/ohd_caps/test.jsonl" --images "$IMAGES"
+
+    # 4. LLaVA-1.5, stage projector: 558K captions.                                        8 GPUs, 3.5 hours
+    deepspeed --num_gpus "$GPUS" scripts/finetune_llava.py --deepspeed zero_configs/zero2.json \
+        --model_name_or_path "$LANGUAGE_MODEL" --version plain --vision_tower $ENCODER --tune_mm_mlp_adapter True \
+        --data_path "$DATA/llava/pretrain.json" --image_folder "$PRETRAIN_IMAGES" --output_dir "$MODEL-projector" \
+        --lr_scheduler_type cosine --warmup_ratio 0.03 --weight_decay 0 "${PROJECTOR[@]}" "${COMMON[@]}"
+
+    # 5. LLaVA-1.5, stage lora: 665K instructions.                                         8 GPUs, 10 hours
+    deepspeed --num_gpus "$GPUS" scripts/finetune_llava.py --deepspeed zero_configs/zero2.json \
+        --model_name_or_path "$LANGUAGE_MODEL" --version v1 --vision_tower $ENCODER --lora_enable True \
+        --pretrain_mm_mlp_adapter "$MODEL-projector/mm_projector.bin" \
+        --data_path "$DATA/llava/instruct.json" --image_folder "$INSTRUCT_IMAGES" --output_dir "$MODEL-lora" \
+        --lr_scheduler_type cosine --warmup_ratio 0.03 --weight_decay 0 "${LORA[@]}" "${COMMON[@]}"
+
+    # 6. What it says about images: POPE and CHAIR.                                        1 GPU, 1 hour
+    python eval/pope.py --encoder $ENCODER --set "$DATA" --images "$IMAGES" "${POPE[@]}"
+    python eval/chair.py --encoder $ENCODER --set "$DATA" --images "$IMAGES"
+done
+
+# 7. Is it better, by how much, and is that significant?                                   CPU, a minute
+python scripts/compare.py --ours "$OUT/eval/ours" --stock "$OUT/eval/openai" --data "$DATA" --images "$IMAGES" \
+    --out "$OUT/report"
