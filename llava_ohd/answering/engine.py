@@ -24,7 +24,7 @@ from llava_ohd.records import Answer, Question
 __all__ = ["LlavaAnswerer", "load"]
 
 _SEEN_TOGETHER = 32  # images per forward pass
-_ASKED_TOGETHER = 128  # questions per forward pass, where memory allows
+_ASKED_TOGETHER = 64  # questions per forward pass, where memory allows
 _CACHE_BYTES = 2**29  # for keys and values of images, and as much again for those of a batch; a GPU's share is larger
 
 

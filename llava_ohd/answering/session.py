@@ -1,0 +1,86 @@
+"""From the name of an encoder to a complete answers file: what every eval that asks a LLaVA model begins with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llava_ohd import tower
+from llava_ohd.answering.recorded import answer_to_file, recorded
+from llava_ohd.errors import DataFormatError, ModelFormatError
+from llava_ohd.files import sha256_json
+from llava_ohd.records import Question
+
+__all__ = ["Session", "ask"]
+
+_ENGINE = 1  # goes up when the same model would answer otherwise
+
+
+@dataclass(frozen=True)
+class Session:
+    """Who answers, about which images.
+
+    Attributes:
+        encoder: Name or folder.
+        model: Model folder; None takes the one registered for the encoder.
+        images: Folder that image names are relative to.
+        max_new_tokens: Tokens at which an answer is cut.
+    """
+
+    encoder: str
+    model: Path | None
+    images: Path
+    max_new_tokens: int
+
+
+def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str = "") -> dict[str, dict[str, str]]:
+    """Answers all questions into a file; those that the same model has answered there already are not asked again.
+
+    Args:
+        session: Who answers.
+        questions: With distinct ids.
+        path: `answers.jsonl`.
+        suffix: Appended to every prompt.
+
+    Returns:
+        `encoder` and `model` for `write_results`.
+
+    Raises:
+        EncoderNotFound, ModelNotFound: no such encoder, or no model for it.
+        ModelFormatError: `model` was trained on another encoder.
+        DataFormatError: there is no folder of images.
+        ImageError: an image is missing or truncated.
+        StorageError: no room, not writable.
+    """
+    if not session.images.is_dir():
+        raise DataFormatError(f"{session.images} is not a folder; give the folder of the images as --images")
+    place = tower.resolve(session.encoder)
+    model = session.model or tower.model_for(session.encoder)
+    from llava_ohd.llava15 import model_dir
+
+    folder = model_dir.read(model)
+    encoder = tower.check(place)
+    if encoder.digest != folder.encoder["digest"]:
+        raise ModelFormatError(
+            f"{folder.path} was trained on the encoder with digest {folder.encoder['digest'][:12]}, "
+            f"not on {session.encoder!r} ({encoder.digest[:12]}); give the encoder that belongs to it, or its own model"
+        )
+    asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
+    decoding = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
+    run = sha256_json({"model": folder.digest, "images": str(session.images.resolve())} | decoding)
+    if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
+        from llava_ohd.answering.engine import load
+
+        answerer, _ = load(folder, session.images)
+        answer_to_file(
+            answerer,
+            asked,
+            path,
+            run=run,
+            model_id=folder.path.name,
+            max_new_tokens=session.max_new_tokens,
+            label=f"answering {len(asked)} questions",
+        )
+    return {
+        "encoder": {"name": session.encoder, "digest": encoder.digest},
+        "model": {"path": str(folder.path), "digest": folder.digest},
+    }
