@@ -9,7 +9,7 @@ Source: haotian-liu/LLaVA train/train.py, scripts/v1_5/ @ c121f04.
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import transformers
 from transformers import HfArgumentParser
@@ -125,6 +125,11 @@ _TRAINING = (
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LlavaOhdError(f"{message}; see --help")
+
+
 def parse(arguments: list[str], description: str) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Parses a translated command line.
 
@@ -132,7 +137,7 @@ def parse(arguments: list[str], description: str) -> tuple[ModelArguments, DataA
         LlavaOhdError: an unknown flag, a value that transformers refuses, or one that cannot be honoured here.
     """
     parts: Any = (ModelArguments, DataArguments, TrainingArguments)
-    parser = HfArgumentParser(parts, description=description, allow_abbrev=False)
+    parser = _Parser(parts, description=description, allow_abbrev=False)
     try:
         model, data, training = parser.parse_args_into_dataclasses(arguments)
     except ValueError as error:
