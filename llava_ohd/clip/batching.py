@@ -1,5 +1,6 @@
 """Batches of OHD-Caps rows for fine-tuning: every caption tokenised once, every duplicate in a batch encoded once."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,9 +28,14 @@ class OhdData(torch.utils.data.Dataset[int]):
         rows: The rows; they may have different numbers of negatives.
         images: The images of the rows, in `image_names(rows)` order.
         tokenizer: Tokenizer of the encoder.
+        negatives: How many of a row's negatives take part in a batch, drawn anew for every batch; None: all.
+        seed: Of that draw, which depends on nothing else but the batch: a resumed run draws the same.
     """
 
-    def __init__(self, rows: Sequence[OhdRow], images: Images, tokenizer: Any) -> None:
+    def __init__(
+        self, rows: Sequence[OhdRow], images: Images, tokenizer: Any, negatives: int | None = None, seed: int = 0
+    ) -> None:
+        self._negatives, self._seed = negatives, seed
         self._images = images
         place = {name: index for index, name in enumerate(image_names(rows))}
         self._image = [place[row.image] for row in rows]
@@ -42,6 +48,13 @@ class OhdData(torch.utils.data.Dataset[int]):
     def __getitem__(self, index: int) -> int:
         return index
 
+    def _drawn(self, items: Sequence[int]) -> list[list[Tokens]]:
+        rows = [self._captions[item] for item in items]
+        if self._negatives is None:
+            return rows
+        rng = random.Random(f"{self._seed} {list(items)}")
+        return [[own, *rng.sample(others, min(self._negatives, len(others)))] for own, *others in rows]
+
     def collate(self, items: Sequence[int]) -> dict[str, Tensor | Captions]:
         """Makes a batch of B rows.
 
@@ -52,7 +65,7 @@ class OhdData(torch.utils.data.Dataset[int]):
             negative: int64 (B, K), which of the U is each negative caption; 0 in slots that are not valid.
             valid: bool (B, K), K being the largest number of negatives in the batch.
         """
-        rows = [self._captions[item] for item in items]
+        rows = self._drawn(items)
         place: dict[Tokens, int] = {}
         for row in rows:
             for tokens in row:

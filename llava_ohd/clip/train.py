@@ -65,6 +65,10 @@ class FinetuneConfig:
     epochs: float = field(default=1.0, metadata=_help("passes over the data, unless --max_steps is given"))
     max_steps: int = field(default=-1, metadata=_help("optimiser steps; -1 = by --epochs"))
     batch_size: int = field(default=32, metadata=_help("images a step and device, each with its captions"))
+    negatives: int | None = field(
+        default=None,
+        metadata=_help("negatives per image and step, drawn anew each time: more images for the time; paper: all"),
+    )
     gradient_accumulation_steps: int = field(
         default=1, metadata=_help("batches per optimiser step; in-batch captions stay those of one batch")
     )
@@ -181,7 +185,8 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
 
     tokenizer, processor = tower.load_tokenizer(source), tower.load_processor(source)
     rows = read_rows(config.data)
-    data = OhdData(rows, Images(config.images, image_names(rows), processor), tokenizer)
+    pictures = Images(config.images, image_names(rows), processor)
+    data = OhdData(rows, pictures, tokenizer, config.negatives, config.seed)
     if config.dev is None:
         return data, None
     dev = read_rows(config.dev)

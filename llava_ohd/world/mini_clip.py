@@ -4,10 +4,9 @@ It plays the part of openai/clip-vit-large-patch14-336: it was trained on incomp
 objects while it does not notice objects too many or wrong colours.
 """
 
-import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,8 +44,6 @@ class Schedule(Protocol):
     @property
     def steps(self) -> int: ...
     @property
-    def cycles(self) -> int: ...
-    @property
     def learning_rate(self) -> float: ...
     @property
     def weight_decay(self) -> float: ...
@@ -70,8 +67,7 @@ class MiniClipConfig:
     projection: int = 128
     context: int = 64  # tokens
     images: int = 20_000
-    steps: int = 2_000  # of each cycle
-    cycles: int = 2  # warm-up and decay of the rate, each with a fresh optimiser
+    steps: int = 800
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
@@ -188,14 +184,6 @@ def fit_clip(model: CLIPModel, batch: Batch, config: Schedule) -> CLIPModel:
     Source: Radford et al. 2021 (arXiv 2103.00020), figure 3.
     """
     model.train()
-    rng = np.random.default_rng(config.seed)
-    steps = iter(track(range(config.cycles * config.steps), "training the stock CLIP"))
-    for _ in range(config.cycles):
-        _cycle(model, batch, config, rng, itertools.islice(steps, config.steps))
-    return model.eval()
-
-
-def _cycle(model: CLIPModel, batch: Batch, config: Schedule, rng: np.random.Generator, steps: Iterator[int]) -> None:
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -207,7 +195,8 @@ def _cycle(model: CLIPModel, batch: Batch, config: Schedule, rng: np.random.Gene
         optimizer,
         lambda step: min(1.0, step / config.warmup) * 0.5 * (1 + np.cos(np.pi * min(1.0, step / config.steps))),
     )
-    for step in steps:
+    rng = np.random.default_rng(config.seed)
+    for step in track(range(config.steps), "training the stock CLIP"):
         loss = model(**batch(rng), return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
@@ -217,6 +206,7 @@ def _cycle(model: CLIPModel, batch: Batch, config: Schedule, rng: np.random.Gene
             model.logit_scale.clamp_(max=np.log(100))
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
+    return model.eval()
 
 
 def train_mini_clip(config: MiniClipConfig) -> tuple[CLIPModel, CLIPTokenizer]:

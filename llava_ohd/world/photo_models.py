@@ -45,7 +45,6 @@ class PhotoModelsConfig:
             projection=64,
             context=77,
             steps=150,
-            cycles=1,
             batch=64,
             warmup=20,
         )

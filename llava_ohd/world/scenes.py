@@ -10,8 +10,10 @@ from llava_ohd.world.kinds import COLOURS, THEMES, draw_shape
 __all__ = ["IMAGE_SIZE", "Scene", "SceneObject", "render", "sample_scene", "single_object_scene"]
 
 IMAGE_SIZE = 64  # pixels, square
+CELL = 16  # pixels; objects stand in the slots of a grid, as in SimCO
+CELLS = IMAGE_SIZE // CELL
 LARGE = (27, 31)  # side of the bounding square of a large object, pixels
-SMALL = (13, 17)
+SMALL = (13, 15)
 COUNT_WEIGHTS = (0.16, 0.2, 0.24, 0.2, 0.2)  # 1 to 5 objects
 SAME_THEME = 0.7  # share of objects that come from the scene's theme
 POPULARITY = (4, 3, 2, 1)  # relative frequency of the kinds inside a theme
@@ -44,24 +46,22 @@ class Scene:
     shadow: bool
 
 
-def _overlaps(a: tuple[int, int, int], b: tuple[int, int, int], gap: int = 2) -> bool:
-    return all(a[i] < b[i] + b[2] + gap and b[i] < a[i] + a[2] + gap for i in (0, 1))
-
-
-def _place(sizes: list[int], rng: random.Random) -> list[tuple[int, int, int]]:
-    """Finds places without overlap; starts over when the random order does not fit."""
-    while True:
-        placed: list[tuple[int, int, int]] = []
-        for size in sizes:
-            for _ in range(40):
-                square = (rng.randint(1, IMAGE_SIZE - size - 1), rng.randint(1, IMAGE_SIZE - size - 1), size)
-                if not any(_overlaps(square, other) for other in placed):
-                    placed.append(square)
-                    break
-            else:
-                break
-        if len(placed) == len(sizes):
-            return placed
+def _place(sizes: list[int], rng: random.Random) -> list[tuple[int, int]]:
+    """Finds upper left corners: a small object somewhere inside one cell, a large one inside two by two."""
+    free = {(row, column) for row in range(CELLS) for column in range(CELLS)}
+    corners = []
+    for size in sizes:
+        span = 2 if size >= LARGE[0] else 1
+        fitting = [
+            (row, column)
+            for row, column in sorted(free)
+            if {(row + i, column + j) for i in range(span) for j in range(span)} <= free
+        ]
+        row, column = rng.choice(fitting)
+        free -= {(row + i, column + j) for i in range(span) for j in range(span)}
+        room = span * CELL - size
+        corners.append((column * CELL + rng.randint(0, room), row * CELL + rng.randint(0, room)))
+    return corners
 
 
 def _kinds(count: int, rng: random.Random) -> list[str]:
@@ -80,7 +80,7 @@ def _scene(kinds: list[str], large: bool, rng: random.Random) -> Scene:
     sizes.sort(reverse=True)
     objects = [
         SceneObject(kind, rng.choice(list(COLOURS)), left, top, size)
-        for kind, (left, top, size) in zip(kinds, _place(sizes, rng), strict=True)
+        for kind, size, (left, top) in zip(kinds, sizes, _place(sizes, rng), strict=True)
     ]
     grey = rng.randint(196, 226)
     floor = (grey, grey - rng.randint(0, 6), grey - rng.randint(0, 10))

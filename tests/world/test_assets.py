@@ -13,7 +13,7 @@ from llava_ohd.world.assets import ASSETS, MINI_CLIP, build_assets, check_assets
 from llava_ohd.world.mini_clip import MiniClipConfig
 from llava_ohd.world.mini_llama import MiniLlamaConfig
 
-SMALL_CLIP = replace(MiniClipConfig(), images=600, steps=2, cycles=1, batch=16, warmup=1)
+SMALL_CLIP = replace(MiniClipConfig(), images=600, steps=2, batch=16, warmup=1)
 SMALL_LLAMA = replace(MiniLlamaConfig(), steps=3, lesson_steps=2, lesson_batch=4, batch=2, warmup=1)
 
 
