@@ -73,3 +73,21 @@ def test_a_batch_holds_each_caption_once(tiny_encoder_dir: Path, ohd: tuple[Path
     assert named == [["a blue cup", "a red ball and a key", "a blue cup"], ["a red ball"], ["a red ball"]]
     assert batch["valid"].tolist() == [[True, True, True], [True, False, False], [True, False, False]]
     torch.testing.assert_close(batch["pixel_values"][0], batch["pixel_values"][2])
+
+
+def test_drawn_negatives_are_the_rows_own_and_the_same_when_resumed(
+    tiny_encoder_dir: Path, ohd: tuple[Path, Path]
+) -> None:
+    file, folder = ohd
+    rows, tokenizer = read_rows(file), tower.load_tokenizer(tiny_encoder_dir)
+    images = Images(folder, image_names(rows), tower.load_processor(tiny_encoder_dir))
+    items = [4, 0, 9]
+    first, again, other = (
+        OhdData(rows, images, tokenizer, negatives=2, seed=seed).collate(items) for seed in (1, 1, 2)
+    )
+    assert first["valid"].shape == (3, 2)
+    assert paths(first["captions"]) == paths(again["captions"]) != paths(other["captions"])
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in paths(first["captions"])]
+    for item, own, drawn in zip(items, first["caption"], first["negative"], strict=True):
+        assert texts[own] == rows[item].caption
+        assert {texts[i] for i in drawn} <= {negative.caption for negative in rows[item].negatives}
