@@ -45,10 +45,10 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turns "no space left" and its kin into a `StorageError` that names the place and the free bytes."""
     try:
         yield
-    except OSError as error:
-        reason = _NO_ROOM.get(error.errno or 0)
-        if error.errno in (errno.EACCES, errno.EPERM):
-            reason = "no permission to write there"
+    except StorageError:
+        raise
+    except Exception as error:
+        reason = _storage_reason(error)
         if reason is None:
             raise
         folder = next(p for p in [path, *path.absolute().parents] if p.exists())
@@ -57,6 +57,16 @@ def storage_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason} ({free:.0f} MiB free). Make room or choose another folder, then run the "
             "same command again: it goes on where it stopped."
         ) from error
+
+
+def _storage_reason(error: Exception) -> str | None:
+    """Says what is wrong with the disk; None where the error is of another kind."""
+    if isinstance(error, OSError):
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        return "no permission to write there" if denied else _NO_ROOM.get(error.errno or 0)
+    # safetensors and torch have errors of their own for it
+    full = "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error)
+    return _NO_ROOM[errno.ENOSPC] if full else None
 
 
 def _temporary(path: Path) -> Path:

@@ -22,10 +22,11 @@ if [[ "${1:-}" == --tiny ]]; then
     DATA=$LLAVA_OHD_HOME/world SIZE=mini GPUS=2 STOCK=world-openai LANGUAGE_MODEL=llava_ohd/world/assets/mini_llama
     python scripts/build_world.py --data "$DATA"
     TRAIN=$DATA/annotations/%s_train.json TEST=$DATA/annotations/%s_test.json EXCLUDE=()
-    IMAGES=$DATA/images PRETRAIN_IMAGES=$DATA/images INSTRUCT_IMAGES=$DATA/images
-    CLIP=(--max_steps 250 --learning_rate 3e-4 --batch_size 32)
-    PROJECTOR=(--max_steps 120 --per_device_train_batch_size 32 --learning_rate 2e-3)
-    LORA=(--max_steps 250 --per_device_train_batch_size 16 --learning_rate 2e-3 --mm_projector_lr 1e-3
+    PRETRAIN=$DATA/llava/instruct.json IMAGES=$DATA/images PRETRAIN_IMAGES=$DATA/images INSTRUCT_IMAGES=$DATA/images
+    CLIP=(--max_steps 300 --learning_rate 8e-4 --batch_size 64 --negatives 13)
+    # its language model has never read the form `plain`, so that both stages speak v1
+    PROJECTOR=(--version v1 --max_steps 150 --per_device_train_batch_size 32 --learning_rate 3e-3)
+    LORA=(--max_steps 100 --per_device_train_batch_size 32 --learning_rate 1e-3 --mm_projector_lr 1e-3
         --lora_r 32 --lora_alpha 64)
     COMMON=(--save_steps 50)
     POPE=()
@@ -35,11 +36,11 @@ else
     LANGUAGE_MODEL=${LANGUAGE_MODEL:-models/vicuna-7b-v1.5}
     TRAIN=$DATA/coco/annotations/%s_train2017.json TEST=$DATA/coco/annotations/%s_val2017.json
     EXCLUDE=(--exclude "$DATA/ohd_caps/test.jsonl" "$DATA"/pope/*.json --limit 8000)
-    IMAGES=$DATA/coco/images PRETRAIN_IMAGES=$DATA/llava/pretrain_images INSTRUCT_IMAGES=$DATA/llava/instruct_images
+    PRETRAIN=$DATA/llava/pretrain.json IMAGES=$DATA/coco/images PRETRAIN_IMAGES=$DATA/llava/pretrain_images INSTRUCT_IMAGES=$DATA/llava/instruct_images
     # paper, section 5 (training details)
     CLIP=(--epochs 10 --learning_rate 1e-6 --batch_size 14 --bf16 True)
     # LLaVA scripts/v1_5/{pretrain,finetune_lora}.sh @ c121f04
-    PROJECTOR=(--num_train_epochs 1 --per_device_train_batch_size 32 --learning_rate 1e-3)
+    PROJECTOR=(--version plain --num_train_epochs 1 --per_device_train_batch_size 32 --learning_rate 1e-3)
     LORA=(--num_train_epochs 1 --per_device_train_batch_size 16 --learning_rate 2e-4 --mm_projector_lr 2e-5
         --lora_r 128 --lora_alpha 256 --image_aspect_ratio pad --group_by_modality_length True)
     COMMON=(--bf16 True --tf32 True --gradient_checkpointing True --model_max_length 2048 --dataloader_num_workers 4
@@ -68,8 +69,8 @@ for ENCODER in openai ours; do
 
     # 4. LLaVA-1.5, stage projector: 558K captions.                                        8 GPUs, 3.5 hours
     deepspeed --num_gpus "$GPUS" scripts/finetune_llava.py --deepspeed zero_configs/zero2.json \
-        --model_name_or_path "$LANGUAGE_MODEL" --version plain --vision_tower $ENCODER --tune_mm_mlp_adapter True \
-        --data_path "$DATA/llava/pretrain.json" --image_folder "$PRETRAIN_IMAGES" --output_dir "$MODEL-projector" \
+        --model_name_or_path "$LANGUAGE_MODEL" --vision_tower $ENCODER --tune_mm_mlp_adapter True \
+        --data_path "$PRETRAIN" --image_folder "$PRETRAIN_IMAGES" --output_dir "$MODEL-projector" \
         --lr_scheduler_type cosine --warmup_ratio 0.03 --weight_decay 0 "${PROJECTOR[@]}" "${COMMON[@]}"
 
     # 5. LLaVA-1.5, stage lora: 665K instructions.                                         8 GPUs, 10 hours

@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from llava_ohd.errors import DataFormatError, StorageError
 from llava_ohd.files import atomic_folder, atomic_path, read_json, read_jsonl, write_json, write_jsonl
@@ -67,8 +68,15 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"x", ".x.1.part"}
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="the disk is full.*free"), atomic_path(tmp_path / "x") as temporary:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(StorageError, match=r"the disk is full.*free"), atomic_path(tmp_path / "x") as temporary:
         temporary.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
     assert list(tmp_path.iterdir()) == []

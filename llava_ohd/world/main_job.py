@@ -27,7 +27,7 @@ class JobConfig:
         loss: `paper` or `released`, see scripts/finetune_clip.py.
         stock: Encoder that the fine-tuning starts from, and that is compared with.
         language_model: Llama folder.
-        encoder_steps: Optimiser steps of the encoder's fine-tuning, 32 images with 28 captions each.
+        encoder_steps: Optimiser steps of the encoder's fine-tuning, 64 images with 14 captions each.
         projector_steps: Optimiser steps of stage projector.
         lora_steps: Optimiser steps of stage lora.
     """
@@ -37,9 +37,9 @@ class JobConfig:
     loss: str = "paper"
     stock: Path = MINI_CLIP
     language_model: Path = MINI_LLAMA
-    encoder_steps: int = 250
-    projector_steps: int = 120
-    lora_steps: int = 250
+    encoder_steps: int = 300
+    projector_steps: int = 150
+    lora_steps: int = 100
 
     def shortened(self, share: float) -> "JobConfig":
         """Returns the same job with a share of its training steps (at least two each); for trial runs."""
@@ -87,10 +87,10 @@ def _encoder(job: JobConfig) -> Stage:
     command = _script(
         "scripts/finetune_clip.py",
         *("--encoder", "openai", "--data", data / "ohd_caps/train.jsonl", "--images", data / "images"),
-        *("--out", out, "--name", "ours", "--loss", job.loss),
-        *("--max_steps", job.encoder_steps, "--seed", job.seed),
+        *("--out", out, "--name", "ours", "--loss", job.loss, "--learning_rate", 8e-4),
+        *("--batch_size", 64, "--negatives", 13, "--max_steps", job.encoder_steps, "--seed", job.seed),
     )
-    return Stage("encoder", "fine-tuning the encoder on OHD-Caps", (command,), out, needs=("captions",), seconds=140)
+    return Stage("encoder", "fine-tuning the encoder on OHD-Caps", (command,), out, needs=("captions",), seconds=120)
 
 
 def _source(encoder: str) -> tuple[str, ...]:
@@ -129,15 +129,16 @@ def _projector(job: JobConfig, encoder: str) -> Stage:
     command = _deepspeed(
         "scripts/finetune_llava.py",
         *("--deepspeed", CHECKOUT / "zero_configs/zero2.json"),
-        *("--model_name_or_path", job.language_model, "--version", "plain", "--vision_tower", encoder),
-        *("--data_path", data / "llava/pretrain.json", "--image_folder", data / "images"),
+        # LLaVA's own stage 1 takes captions in the form "plain", which this small language model has never read
+        *("--model_name_or_path", job.language_model, "--version", "v1", "--vision_tower", encoder),
+        *("--data_path", data / "llava/instruct.json", "--image_folder", data / "images"),
         *("--tune_mm_mlp_adapter", "True", "--output_dir", out, "--max_steps", job.projector_steps),
-        *("--per_device_train_batch_size", 32, "--learning_rate", 2e-3, "--warmup_ratio", 0.03),
+        *("--per_device_train_batch_size", 32, "--learning_rate", 3e-3, "--warmup_ratio", 0.03),
         *("--lr_scheduler_type", "cosine", "--save_steps", 50, "--seed", job.seed),
     )
     label = f"LLaVA on {encoder}, stage projector (ZeRO-2, 2 ranks)"
     needs = ("data", *_source(encoder))
-    return Stage(f"projector-{encoder}", label, (command,), out, needs=needs, seconds=50, threads=1)
+    return Stage(f"projector-{encoder}", label, (command,), out, needs=needs, seconds=90, threads=1)
 
 
 def _lora(job: JobConfig, encoder: str) -> Stage:
@@ -149,12 +150,12 @@ def _lora(job: JobConfig, encoder: str) -> Stage:
         *("--data_path", data / "llava/instruct.json", "--image_folder", data / "images"),
         *("--pretrain_mm_mlp_adapter", _model(job, encoder, "projector") / "mm_projector.bin"),
         *("--lora_enable", "True", "--lora_r", 32, "--lora_alpha", 64, "--output_dir", out),
-        *("--max_steps", job.lora_steps, "--per_device_train_batch_size", 16, "--learning_rate", 2e-3),
+        *("--max_steps", job.lora_steps, "--per_device_train_batch_size", 32, "--learning_rate", 1e-3),
         *("--mm_projector_lr", 1e-3, "--warmup_ratio", 0.03, "--lr_scheduler_type", "cosine"),
         *("--save_steps", 50, "--seed", job.seed),
     )
     label = f"LLaVA on {encoder}, stage lora (ZeRO-2, 2 ranks)"
-    return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=90, threads=1)
+    return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=75, threads=1)
 
 
 def _answers(job: JobConfig, encoder: str, evaluation: str, name: str, *arguments: object) -> Stage:
@@ -162,7 +163,7 @@ def _answers(job: JobConfig, encoder: str, evaluation: str, name: str, *argument
     out = job.home / "eval" / encoder / name
     command = _script(f"eval/{evaluation}.py", "--encoder", encoder, *arguments, "--out", out)
     label = f"{name.upper()} of LLaVA on {encoder}"
-    return Stage(f"{name}-{encoder}", label, (command,), out, needs=(f"lora-{encoder}",), seconds=35)
+    return Stage(f"{name}-{encoder}", label, (command,), out, needs=(f"lora-{encoder}",), seconds=10)
 
 
 def _report(job: JobConfig, evaluations: tuple[str, ...], *arguments: object) -> Stage:

@@ -1,0 +1,98 @@
+"""The main job end to end, with few steps: through a kill, to a report, and beyond it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llava_ohd.world.main_job import ENCODERS, JobConfig, main_job
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STEPS = ("--steps", "0.02")
+
+
+def quickstart(out: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "scripts/quickstart.py"), "--out", str(out), *STEPS, *arguments]
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "the job stopped by itself"
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.1)
+
+
+def test_every_stage_comes_after_those_it_needs(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for stage in main_job(JobConfig(tmp_path)):
+        assert set(stage.needs) <= seen
+        seen.add(stage.name)
+    outputs = [stage.output for stage in main_job(JobConfig(tmp_path))]
+    assert len(set(outputs)) == len(outputs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home where the job was killed in the middle of training LLaVA, and then run to its end."""
+    out = tmp_path_factory.mktemp("job") / "runs"
+    first = subprocess.Popen(quickstart(out), stdout=subprocess.DEVNULL)
+    wait_for(out / "job/logs/projector-openai.log", first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = subprocess.run(quickstart(out), capture_output=True, text=True, check=False, timeout=900)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "are complete from an earlier run and are skipped" in second.stdout
+    return out
+
+
+def test_results_of_both_encoders_are_there_and_complete(finished: Path) -> None:
+    digests = set()
+    for encoder in ENCODERS:
+        for name in ("ohd_caps", "zero_shot", "pope", "chair"):
+            record = json.loads((finished / "eval" / encoder / name / "results.json").read_text())
+            assert record["complete"]
+            digests.add((encoder, record["encoder"]["digest"]))
+        pope = json.loads((finished / "eval" / encoder / "pope" / "results.json").read_text())
+        assert pope["n"] == 5400
+        assert pope["metrics"].keys() >= {"adversarial/accuracy", "random/f1", "f1_macro"}
+    assert len(digests) == 2, "each encoder was measured with its own tower, and the two differ"
+
+
+def test_the_report_stands_alone(finished: Path) -> None:
+    page = (finished / "report/report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script src" not in page
+    assert "<link" not in page
+    assert page.count("data:image/png;base64") >= 1
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "eval").rglob("*") if path.is_file()}
+    table = (finished / "report/table.md").read_text()
+    again = subprocess.run(quickstart(finished), capture_output=True, text=True, check=True, timeout=120)
+    assert "16 of 16 stages are complete" in again.stdout
+    assert table in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in (finished / "eval").rglob("*") if path.is_file()}
+
+
+def test_evaluations_work_on_their_own_afterwards(finished: Path) -> None:
+    environment = os.environ | {"LLAVA_OHD_HOME": str(finished)}
+    command = [sys.executable, str(REPOSITORY / "eval/pope.py"), "--encoder", "ours"]
+    stage = json.loads((finished / "eval/ours/pope/results.json").read_text())
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=300)
+    assert "adversarial/accuracy" in done.stdout
+    assert json.loads((finished / "eval/ours/pope/results.json").read_text())["metrics"] == stage["metrics"]
+
+
+def test_an_altered_output_is_made_again_with_the_same_result(finished: Path) -> None:
+    answers = finished / "eval/openai/chair/answers.jsonl"
+    whole = answers.read_bytes()
+    answers.write_bytes(whole[: len(whole) // 2])
+    subprocess.run(quickstart(finished), capture_output=True, check=True, timeout=300)
+    assert answers.read_bytes() == whole
