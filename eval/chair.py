@@ -14,6 +14,7 @@ Cost:     half a minute on the embedded world; scoring alone needs no torch and 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import chair
@@ -43,7 +44,7 @@ def main() -> None:
         vocabulary = chair.read_synonyms(folder / "synonyms.txt")
         truth = chair.read_ground_truth(instances, captions, vocabulary)
         out = given.out or home() / "eval" / Path(given.encoder).name / "chair"
-        source: dict[str, dict[str, str]] = {}
+        source: dict[str, Any] = {}
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask
 

@@ -14,6 +14,7 @@ Cost:     half a minute on the embedded world; scoring alone needs no torch and 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import pope
@@ -39,7 +40,7 @@ def main() -> None:
         folder = home() / "world" if given.set == "world" else Path(given.set)
         questions = pope.read_questions(folder / "pope" if (folder / "pope").is_dir() else folder, given.prefix)
         out = given.out or home() / "eval" / Path(given.encoder).name / "pope"
-        source: dict[str, dict[str, str]] = {}
+        source: dict[str, Any] = {}
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask
 

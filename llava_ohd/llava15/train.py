@@ -11,11 +11,14 @@ Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 import json
 import logging
 import os
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.errors import ModelFormatError
+from llava_ohd.errors import LlavaOhdError, ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.llava15.flags import check_paths, translate
 
@@ -44,21 +47,33 @@ def train(arguments: list[str], description: str = "") -> Path | None:
     Raises:
         LlavaOhdError: any of its kinds; the message says what mends it.
     """
-    check_paths(arguments)
-    import torch
+    with said_once():
+        check_paths(arguments)
+        import torch
 
-    cuda = torch.cuda.is_available()
-    arguments, notes = translate(arguments, cuda)
-    prepare_deepspeed(cuda)
-    quiet()
-    from llava_ohd.llava15.arguments import parse
+        cuda = torch.cuda.is_available()
+        arguments, notes = translate(arguments, cuda)
+        prepare_deepspeed(cuda)
+        quiet()
+        from llava_ohd.llava15.arguments import parse
 
-    parsed = parse(arguments, description)
-    run = Run(*parsed)
-    for note in notes:
-        run.say(note)
-    run.go()
-    return run.folder if run.first else None
+        parsed = parse(arguments, description)
+        run = Run(*parsed)
+        for note in notes:
+            run.say(note)
+        run.go()
+        return run.folder if run.first else None
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Gives rank 0 the time to say an error that all ranks meet; its launcher then ends the others."""
+    try:
+        yield
+    except LlavaOhdError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)
+        raise
 
 
 def prepare_deepspeed(cuda: bool) -> None:
