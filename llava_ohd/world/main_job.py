@@ -37,7 +37,7 @@ class JobConfig:
     loss: str = "paper"
     stock: Path = MINI_CLIP
     language_model: Path = MINI_LLAMA
-    encoder_steps: int = 300
+    encoder_steps: int = 240
     projector_steps: int = 150
     lora_steps: int = 100
 
