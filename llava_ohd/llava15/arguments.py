@@ -65,7 +65,7 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_steps: float = field(default=1, metadata=_help("steps between lines of the log and points of the curve"))
     disable_tqdm: bool | None = field(default=True, metadata=_help("our own progress bar takes its place"))
     model_max_length: int = field(default=2048, metadata=_help("tokens at which a row is cut, image included"))
-    group_by_modality_length: bool = field(default=False, metadata=_help("batches of one modality and like length"))
+    group_by_modality_length: bool = field(default=False, metadata=_help("LLaVA's order: batches of one modality"))
     lora_enable: bool = field(default=False, metadata=_help("stage lora: adapters on the language model + projector"))
     lora_r: int = field(default=128, metadata=_help("rank; LLaVA-1.5: 128"))
     lora_alpha: int = field(default=256, metadata=_help("scale of the adapter is lora_alpha / lora_r; LLaVA-1.5: 256"))
@@ -121,6 +121,7 @@ _TRAINING = (
     "data_seed",
     "model_max_length",
     "group_by_modality_length",
+    "train_sampling_strategy",
 )
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")
 

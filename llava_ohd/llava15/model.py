@@ -20,6 +20,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils.logging import disable_progress_bar
 
 from llava_ohd import tower
 from llava_ohd.errors import EncoderFormatError, ModelFormatError, ModelNotFound
@@ -90,6 +91,7 @@ def build(
         ModelFormatError: the folder holds no Llama model, or not all of its weights.
         EncoderFormatError: the encoder folder is damaged, or the model ended up with another tower.
     """
+    disable_progress_bar()  # of every rank, for every file
     language = _language_model(language_model, dtype)
     with without_zero3():
         clip: Any = tower.load(encoder.path)

@@ -92,9 +92,6 @@ def prepare_deepspeed(cuda: bool) -> None:
 
 def quiet() -> None:
     """Leaves out what libraries say on every rank about their own future and about optional parts."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     for module in ("torch.distributed", "transformers", "peft"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)

@@ -29,6 +29,8 @@ from llava_ohd.progress import Progress
 
 __all__ = ["GroupedSampler", "LlavaTrainer", "curve", "last_checkpoint"]
 
+_POOL = 50  # batches; as HF's own LengthGroupedSampler
+
 
 class LlavaTrainer(Trainer):
     """Trains one stage.
@@ -36,7 +38,7 @@ class LlavaTrainer(Trainer):
     Args:
         write: Writes the model folder: gets the folder and the trained weights under LLaVA's names.
         fingerprint: What the run is made from; it marks checkpoints.
-        lengths: Per row its number of words, negative for rows of text only; for `--group_by_modality_length`.
+        lengths: Per row its number of words, negative for rows of text only; for the order of the rows.
         **others: As for `Trainer`.
     """
 
@@ -93,10 +95,12 @@ class LlavaTrainer(Trainer):
         return group | ({"lr": self.args.mm_projector_lr} if own_rate else {})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if not self.args.group_by_modality_length:
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        if not by_length and not self.args.group_by_modality_length:
             return super()._get_train_sampler(train_dataset)
         ranks = self.args.world_size * self.args.gradient_accumulation_steps
-        return GroupedSampler(self._lengths, self.args.train_batch_size, ranks, self.args.seed)
+        pool = _POOL if by_length else 1
+        return GroupedSampler(self._lengths, self.args.train_batch_size, ranks, self.args.seed, pool)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model folder; all ranks must call it, rank 0 writes."""
@@ -135,19 +139,22 @@ class LlavaTrainer(Trainer):
 
 
 class GroupedSampler(Sampler):
-    """LLaVA's order: batches of one modality, rows of like length spread evenly over the ranks, batches shuffled.
+    """Batches of one modality, their rows dealt evenly to the ranks, in random order.
 
     Args:
         lengths: Per row its length, negative for rows of text only.
         batch: Rows per device and batch.
         ranks: Devices times accumulated batches.
         seed: With the epoch it fixes the order, so that a resumed run sees the same.
+        pool: Batches of all ranks among which rows are sorted by length; 1 is LLaVA's order, which only balances the
+            ranks, more leaves little padding.
 
     Source: haotian-liu/LLaVA train/llava_trainer.py `LengthGroupedSampler` @ c121f04.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, ranks: int, seed: int) -> None:
-        self._lengths, self._batch, self._ranks, self._seed, self._epoch = lengths, batch, ranks, seed, 0
+    def __init__(self, lengths: Sequence[int], batch: int, ranks: int, seed: int, pool: int = 1) -> None:
+        self._lengths, self._batch, self._ranks, self._seed, self._pool = lengths, batch, ranks, seed, pool
+        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of an epoch."""
@@ -161,22 +168,24 @@ class GroupedSampler(Sampler):
         size = self._batch * self._ranks
         whole: list[list[int]] = []
         rest: list[int] = []
-        for rows in (
-            [i for i, n in enumerate(self._lengths) if n > 0],
-            [i for i, n in enumerate(self._lengths) if n <= 0],
-        ):
+        for image in (True, False):
+            rows = [row for row, length in enumerate(self._lengths) if (length > 0) == image]
             order = [rows[i] for i in torch.randperm(len(rows), generator=random).tolist()]
             cut = len(order) - len(order) % size
-            whole += [self._spread(order[start : start + size]) for start in range(0, cut, size)]
             rest += order[cut:]
+            for start in range(0, cut, size * self._pool):
+                pool = sorted(
+                    order[start : min(start + size * self._pool, cut)], key=lambda row: -abs(self._lengths[row])
+                )
+                whole += [self._dealt(pool[first : first + size]) for first in range(0, len(pool), size)]
         for position in torch.randperm(len(whole), generator=random).tolist():
             yield from whole[position]
         yield from rest
 
-    def _spread(self, rows: list[int]) -> list[int]:
-        """Deals a megabatch to the ranks, longest rows first, each to the rank with the fewest words."""
+    def _dealt(self, rows: list[int]) -> list[int]:
+        """Deals rows, the longest first, each to the rank with the fewest words so far; rank after rank."""
         hands: list[list[int]] = [[] for _ in range(self._ranks)]
-        for row in sorted(rows, key=lambda i: -abs(self._lengths[i])):
+        for row in rows:
             open_hands = [hand for hand in hands if len(hand) < self._batch]
             min(open_hands, key=lambda hand: sum(abs(self._lengths[i]) for i in hand)).append(row)
         return [row for hand in hands for row in hand]

@@ -25,6 +25,16 @@ def test_ranks_get_like_lengths() -> None:
     assert sorted([sum(i + 1 for i in order[:4]), sum(i + 1 for i in order[4:])]) == [18, 18]
 
 
+def test_a_pool_leaves_little_padding() -> None:
+    def padding(pool: int) -> int:
+        order = list(GroupedSampler(LENGTHS, batch=4, ranks=1, seed=0, pool=pool))
+        assert sorted(order) == list(range(101))
+        batches = [[abs(LENGTHS[i]) for i in order[start : start + 4]] for start in range(0, 96, 4)]
+        return sum(4 * max(batch) - sum(batch) for batch in batches)
+
+    assert padding(pool=50) < 0.3 * padding(pool=1)
+
+
 def test_the_order_depends_on_seed_and_epoch() -> None:
     sampler = GroupedSampler(LENGTHS, 4, 2, seed=0)
     first = list(sampler)
