@@ -37,9 +37,9 @@ class JobConfig:
     loss: str = "paper"
     stock: Path = MINI_CLIP
     language_model: Path = MINI_LLAMA
-    encoder_steps: int = 240
-    projector_steps: int = 150
-    lora_steps: int = 100
+    encoder_steps: int = 200
+    projector_steps: int = 130
+    lora_steps: int = 70
 
     def shortened(self, share: float) -> "JobConfig":
         """Returns the same job with a share of its training steps (at least two each); for trial runs."""
