@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.errors import LlavaOhdError, ModelFormatError
+from llava_ohd.errors import LlavaOhdError, ModelFormatError, StageFailed
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.llava15.flags import check_paths, translate
 
@@ -67,13 +67,21 @@ def train(arguments: list[str], description: str = "") -> Path | None:
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """Gives rank 0 the time to say an error that all ranks meet; its launcher then ends the others."""
+    """Lets the rank that has something to say say it, before the launcher ends the others.
+
+    An error that all ranks meet is left to rank 0; a connection that broke is the fault of the rank that went.
+    """
     try:
         yield
     except LlavaOhdError:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)
         raise
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error):
+            raise
+        time.sleep(5)
+        raise StageFailed("another rank stopped; it says why") from error
 
 
 def prepare_deepspeed(cuda: bool) -> None:

@@ -27,7 +27,7 @@ from llava_ohd.files import is_complete, mark_complete, storage_errors
 from llava_ohd.llava15.model_dir import load_checkpoint, trained_weights
 from llava_ohd.progress import Progress
 
-__all__ = ["GroupedSampler", "LlavaTrainer", "curve", "last_checkpoint"]
+__all__ = ["LlavaTrainer", "RowOrder", "curve", "last_checkpoint"]
 
 _POOL = 50  # batches; as HF's own LengthGroupedSampler
 
@@ -96,11 +96,11 @@ class LlavaTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         by_length = self.args.train_sampling_strategy == "group_by_length"
-        if not by_length and not self.args.group_by_modality_length:
-            return super()._get_train_sampler(train_dataset)
+        pool = _POOL if by_length else int(self.args.group_by_modality_length)
         ranks = self.args.world_size * self.args.gradient_accumulation_steps
-        pool = _POOL if by_length else 1
-        return GroupedSampler(self._lengths, self.args.train_batch_size, ranks, self.args.seed, pool)
+        order = RowOrder(self._lengths, self.args.train_batch_size, ranks, self.args.seed, pool)
+        self.add_callback(_Epochs(order))
+        return order
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model folder; all ranks must call it, rank 0 writes."""
@@ -138,21 +138,21 @@ class LlavaTrainer(Trainer):
         load_checkpoint(self.model, Path(resume_from_checkpoint))
 
 
-class GroupedSampler(Sampler):
-    """Batches of one modality, their rows dealt evenly to the ranks, in random order.
+class RowOrder(Sampler):
+    """The order of the rows: shuffled, or in shuffled batches of one modality, dealt evenly to the ranks.
 
     Args:
         lengths: Per row its length, negative for rows of text only.
         batch: Rows per device and batch.
         ranks: Devices times accumulated batches.
         seed: With the epoch it fixes the order, so that a resumed run sees the same.
-        pool: Batches of all ranks among which rows are sorted by length; 1 is LLaVA's order, which only balances the
-            ranks, more leaves little padding.
+        pool: 0 shuffles rows. 1 is LLaVA's order, which makes batches of one modality and balances the ranks. More:
+            rows are also sorted by length among as many batches, which leaves little padding.
 
     Source: haotian-liu/LLaVA train/llava_trainer.py `LengthGroupedSampler` @ c121f04.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, ranks: int, seed: int, pool: int = 1) -> None:
+    def __init__(self, lengths: Sequence[int], batch: int, ranks: int, seed: int, pool: int = 0) -> None:
         self._lengths, self._batch, self._ranks, self._seed, self._pool = lengths, batch, ranks, seed, pool
         self._epoch = 0
 
@@ -165,6 +165,9 @@ class GroupedSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         random = torch.Generator().manual_seed(self._seed * 100_003 + self._epoch)
+        if not self._pool:
+            yield from torch.randperm(len(self), generator=random).tolist()
+            return
         size = self._batch * self._ranks
         whole: list[list[int]] = []
         rest: list[int] = []
@@ -189,6 +192,19 @@ class GroupedSampler(Sampler):
             open_hands = [hand for hand in hands if len(hand) < self._batch]
             min(open_hands, key=lambda hand: sum(abs(self._lengths[i]) for i in hand)).append(row)
         return [row for hand in hands for row in hand]
+
+
+class _Epochs(TrainerCallback):
+    """Tells the order of the rows which epoch it is.
+
+    Trainer and accelerate do so too, but not in an epoch that a resumed run enters in its middle.
+    """
+
+    def __init__(self, order: RowOrder) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._order.set_epoch(int(state.epoch or 0))
 
 
 class _Watch(TrainerCallback):

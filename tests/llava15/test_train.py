@@ -60,11 +60,11 @@ class Runs:
             "vision_tower": encoder,
             "image_folder": data,
             "image_aspect_ratio": "pad",
-            "num_train_epochs": 1,
+            "num_train_epochs": 2,
             "warmup_ratio": 0.1,
             "evaluation_strategy": "no",
             "lr_scheduler_type": "cosine",
-            "save_steps": 2,
+            "save_steps": 4,
             "model_max_length": 200,
         }
         self._common = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -121,11 +121,11 @@ def test_both_stages_write_what_they_trained(runs: tuple[Runs, str, str], tiny_e
     assert (projector.stage, lora.stage) == ("projector", "lora")
     assert lora.encoder["digest"] == tower.check(tiny_encoder_dir).digest
     for folder in (projector.path, lora.path):
-        assert len(losses(folder)) == 6
+        assert len(losses(folder)) == 12
         assert losses(folder)[-1] < losses(folder)[0]
-        assert model_dir.read(folder / "checkpoint-4").stage  # every checkpoint is a whole model folder
+        assert model_dir.read(folder / "checkpoint-8").stage  # every checkpoint is a whole model folder
     assert not (made.folder / "extensions").exists()  # nothing was compiled
-    assert json.loads((made.folder / "progress.json").read_text())["done"] == 6
+    assert json.loads((made.folder / "progress.json").read_text())["done"] == 12
     registered = json.loads((made.home / "encoders.json").read_text())
     assert registered["tiny"]["model"] == str(lora.path)
 
@@ -136,19 +136,21 @@ def test_the_projector_starts_from_stage_projector_with_its_own_rate(runs: tuple
     end = load_file(made.folder / "lora/non_lora_trainables.safetensors")
     for name, weight in start.items():
         moved = (end[f"base_model.model.model.{name}"] - weight).abs().max().item()
-        assert 0 < moved < 6e-3  # at most the rate 1e-3 in each of 6 steps of Adam; with the other rate ten times that
+        assert (
+            0 < moved < 1.2e-2
+        )  # at most the rate 1e-3 in each of 12 steps of Adam; with the other rate ten times that
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(runs: tuple[Runs, str, str]) -> None:
-    made, _, _ = runs
-    for checkpoint in ("checkpoint-2", "checkpoint-4"):
+    made, _, _ = runs  # 6 steps an epoch: it goes on in the middle of the second
+    for checkpoint in ("checkpoint-8", "checkpoint-12"):
         shutil.copytree(made.folder / "lora" / checkpoint, made.folder / "resumed" / checkpoint)
-    torn = made.folder / "resumed/checkpoint-4/adapter_model.safetensors"
+    torn = made.folder / "resumed/checkpoint-12/adapter_model.safetensors"
     torn.write_bytes(torn.read_bytes()[:100])
     done = made("lora", "resumed", "torchrun")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{made.folder}/resumed/checkpoint-4 is half-written: passed over" in done.stdout
-    assert f"going on from {made.folder}/resumed/checkpoint-2" in done.stdout
+    assert f"{made.folder}/resumed/checkpoint-12 is half-written: passed over" in done.stdout
+    assert f"going on from {made.folder}/resumed/checkpoint-8" in done.stdout
     assert losses(made.folder / "resumed") == losses(made.folder / "lora")
     for name in ("adapter_model.safetensors", "non_lora_trainables.safetensors"):
         ours, theirs = load_file(made.folder / "resumed" / name), load_file(made.folder / "lora" / name)

@@ -7,13 +7,13 @@ import pytest
 
 from llava_ohd.errors import StorageError
 from llava_ohd.files import mark_complete
-from llava_ohd.llava15.trainer import GroupedSampler, _saving, curve, last_checkpoint
+from llava_ohd.llava15.trainer import RowOrder, _saving, curve, last_checkpoint
 
 LENGTHS = [(3 + 7 * i % 50) * (-1 if i % 4 == 0 else 1) for i in range(101)]
 
 
 def test_every_row_once_and_batches_of_one_modality() -> None:
-    order = list(GroupedSampler(LENGTHS, batch=4, ranks=2, seed=0))
+    order = list(RowOrder(LENGTHS, batch=4, ranks=2, seed=0, pool=1))
     assert sorted(order) == list(range(101))
     whole = [order[start : start + 8] for start in range(0, 96, 8)]
     kinds = [{LENGTHS[i] > 0 for i in rows} for rows in whole]
@@ -21,13 +21,13 @@ def test_every_row_once_and_batches_of_one_modality() -> None:
 
 
 def test_ranks_get_like_lengths() -> None:
-    order = list(GroupedSampler([1, 2, 3, 4, 5, 6, 7, 8], batch=4, ranks=2, seed=0))
+    order = list(RowOrder([1, 2, 3, 4, 5, 6, 7, 8], batch=4, ranks=2, seed=0, pool=1))
     assert sorted([sum(i + 1 for i in order[:4]), sum(i + 1 for i in order[4:])]) == [18, 18]
 
 
 def test_a_pool_leaves_little_padding() -> None:
     def padding(pool: int) -> int:
-        order = list(GroupedSampler(LENGTHS, batch=4, ranks=1, seed=0, pool=pool))
+        order = list(RowOrder(LENGTHS, batch=4, ranks=1, seed=0, pool=pool))
         assert sorted(order) == list(range(101))
         batches = [[abs(LENGTHS[i]) for i in order[start : start + 4]] for start in range(0, 96, 4)]
         return sum(4 * max(batch) - sum(batch) for batch in batches)
@@ -35,13 +35,15 @@ def test_a_pool_leaves_little_padding() -> None:
     assert padding(pool=50) < 0.3 * padding(pool=1)
 
 
-def test_the_order_depends_on_seed_and_epoch() -> None:
-    sampler = GroupedSampler(LENGTHS, 4, 2, seed=0)
+@pytest.mark.parametrize("pool", [0, 1, 50])
+def test_the_order_depends_on_seed_and_epoch(pool: int) -> None:
+    sampler = RowOrder(LENGTHS, 4, 2, seed=0, pool=pool)
     first = list(sampler)
     assert list(sampler) == first
     sampler.set_epoch(1)
     assert list(sampler) != first
-    assert list(GroupedSampler(LENGTHS, 4, 2, seed=1)) != first
+    assert list(RowOrder(LENGTHS, 4, 2, seed=1, pool=pool)) != first
+    assert sorted(first) == list(range(101))
 
 
 def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
