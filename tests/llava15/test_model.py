@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from llava_ohd import tower
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatError, ModelNotFound
@@ -182,6 +184,21 @@ def test_the_pickles_hold_what_llava_reads(encoder: tower.Encoder, tiny_llama_di
     assert config["rope_theta"] == 10000.0
     adapter = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (adapter["r"], adapter["lora_alpha"], adapter["peft_type"]) == (4, 8, "LORA")
+
+
+def test_peft_reads_the_adapter_onto_the_bare_language_model(
+    encoder: tower.Encoder, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    model = trainable(build(tiny_llama_dir, encoder), "lora", LORA)
+    randomise(model)
+    made = record("lora", encoder, tiny_llama_dir)
+    model_dir.write(tmp_path, model_dir.trained_weights(model), made, llava_config(tiny_llama_dir, encoder, FLAGS))
+    adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny_llama_dir), tmp_path)
+    theirs = adapted.merge_and_unload().state_dict()
+    ours = build(tiny_llama_dir, encoder)
+    model_dir.load_trained(ours, model_dir.read(tmp_path))
+    for name, weight in ours.model.language_model.state_dict().items():
+        torch.testing.assert_close(theirs[f"model.{name}"], weight, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture

@@ -1,0 +1,137 @@
+"""eval/pope.py and eval/chair.py on a tiny model: answered, scored, never answered twice; wrong models refused."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from llava_ohd import tower
+from llava_ohd.llava15 import model_dir
+from llava_ohd.llava15.model import build, trainable
+from llava_ohd.llava15.train import llava_config
+from llava_ohd.results import read_results
+
+EVAL = Path(__file__).parents[2] / "eval"
+FLAGS: dict[str, Any] = {
+    "image_aspect_ratio": "pad",
+    "mm_vision_select_layer": -2,
+    "model_max_length": 256,
+    "tune_mm_mlp_adapter": True,
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoder_dir: Path, tiny_llama_dir: Path) -> Path:
+    """A home with a world of two images, and a LLaVA model registered for the encoder `ours`."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("LLAVA_OHD_HOME", str(home))
+    folder = home / "world"
+    for part in ("images/test", "pope", "annotations"):
+        (folder / part).mkdir(parents=True)
+    images, captions = [], []
+    for number, color in enumerate(("red", "blue"), 1):
+        Image.new("RGB", (40, 30), color).save(folder / f"images/test/{number}.png")
+        images.append({"id": number, "file_name": f"test/{number}.png", "width": 40, "height": 30})
+        captions.append({"id": number, "image_id": number, "caption": f"a {color} ball"})
+    rows = [
+        {"question_id": n, "image": f"test/{1 + n % 2}.png", "text": f"Is there a {kind} in the image?", "label": label}
+        for n, (kind, label) in enumerate((("ball", "yes"), ("cup", "no")))
+    ]
+    for split in ("random", "popular", "adversarial"):
+        (folder / f"pope/world_pope_{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1}, {"id": 2, "image_id": 2, "category_id": 1}]
+    kinds = [{"id": 1, "name": "ball"}, {"id": 2, "name": "cup"}]
+    instances = {"images": images, "annotations": boxes, "categories": kinds}
+    (folder / "annotations/instances_test.json").write_text(json.dumps(instances))
+    (folder / "annotations/captions_test.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (folder / "synonyms.txt").write_text("ball\ncup\n")
+    encoder = tower.check(tiny_encoder_dir)
+    model = trainable(build(tiny_llama_dir, encoder), "projector")
+    record = {
+        "stage": "projector",
+        "encoder": {"path": str(encoder.path), "digest": encoder.digest, "name": "ours"},
+        "base": {"path": str(tiny_llama_dir), "sha256": model_dir.base_sha256(tiny_llama_dir)},
+        "config": FLAGS,
+    }
+    config = llava_config(tiny_llama_dir, encoder, FLAGS)
+    model_dir.write(home / "llava", model_dir.trained_weights(model), record, config)
+    tower.register("ours", encoder.path, model=home / "llava")
+    return folder
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EVAL / name), run_name="__main__")
+
+
+def test_pope_answers_scores_and_does_not_answer_twice(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("pope.py", monkeypatch, "--encoder", "ours", "--suffix", "--max_new_tokens", 4)
+    out = world.parent / "eval/ours/pope"
+    results = read_results(out / "results.json")
+    assert results["n"] == 6
+    assert results["encoder"]["name"] == "ours"
+    assert results["model"]["digest"] == model_dir.read(world.parent / "llava").digest
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert rows[0]["question_id"] == "random/0"
+    assert rows[0]["prompt"].endswith("Answer the question using a single word or phrase.")
+    assert "f1_macro" in capsys.readouterr().out
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded again")
+
+    monkeypatch.setattr("llava_ohd.answering.engine.load", never)
+    run("pope.py", monkeypatch, "--encoder", "ours", "--suffix", "--max_new_tokens", 4)
+    assert read_results(out / "results.json")["metrics"] == results["metrics"]
+
+
+def test_chair_describes_and_scores(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run("chair.py", monkeypatch, "--encoder", "ours", "--max_new_tokens", 4, "--out", tmp_path / "out")
+    assert read_results(tmp_path / "out/results.json")["n"] == 2
+    said = [{"image": f"test/{number}.png", "caption": "a ball and a cup"} for number in (1, 2)]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    run("chair.py", monkeypatch, "--answers", tmp_path / "said.jsonl", "--out", tmp_path / "scored")
+    metrics = read_results(tmp_path / "scored/results.json")["metrics"]
+    assert metrics["chair_i"]["value"] == 0.5
+    assert metrics["chair_s"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["pope.py", "chair.py"])
+def test_wrong_encoders_models_and_images_are_refused(
+    name: str,
+    world: Path,
+    tiny_encoder_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    clip = tower.load(tiny_encoder_dir)
+    with torch.no_grad():
+        clip.vision_model.embeddings.class_embedding.add_(1)
+    tower.write(clip, tmp_path / "other", files_from=tiny_encoder_dir, name="other", parents=[], config={})
+    shutil.copytree(world, tmp_path / "torn")
+    whole = (tmp_path / "torn/images/test/1.png").read_bytes()
+    (tmp_path / "torn/images/test/1.png").write_bytes(whole[: len(whole) // 2])
+    for arguments, message in (
+        (("--encoder", "nobody"), "EncoderNotFound: unknown encoder 'nobody'"),
+        (("--encoder", tmp_path / "other"), "ModelNotFound: no LLaVA model is registered"),
+        (("--encoder", tmp_path / "other", "--model", world.parent / "llava"), "ModelFormatError"),
+        (("--model", tmp_path / "other"), "ModelFormatError"),
+        (("--model", tmp_path / "none"), "ModelNotFound"),
+        (("--images", tmp_path / "none"), "DataFormatError"),
+        (("--set", tmp_path / "none"), "DataFormatError"),
+        (("--set", tmp_path / "torn"), "ImageError"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(name, monkeypatch, *arguments, "--out", tmp_path / "out")
+        assert stopped.value.code == 2
+        assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out/results.json").exists()
+    assert not (tmp_path / "out/answers.jsonl").exists()
