@@ -9,18 +9,13 @@ Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 """
 
 import json
-import logging
-import os
-import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.errors import LlavaOhdError, ModelFormatError, StageFailed
+from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.llava15.flags import check_paths, translate
+from llava_ohd.llava15.launch import prepare_deepspeed, quiet, said_once
 
 if TYPE_CHECKING:
     import torch
@@ -65,46 +60,6 @@ def train(arguments: list[str], description: str = "") -> Path | None:
         return run.folder if run.first else None
 
 
-@contextmanager
-def said_once() -> Iterator[None]:
-    """Lets the rank that has something to say say it, before the launcher ends the others.
-
-    An error that all ranks meet is left to rank 0; a connection that broke is the fault of the rank that went.
-    """
-    try:
-        yield
-    except LlavaOhdError:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(10)
-        raise
-    except RuntimeError as error:
-        if "Connection closed by peer" not in str(error):
-            raise
-        time.sleep(5)
-        raise StageFailed("another rank stopped; it says why") from error
-
-
-def prepare_deepspeed(cuda: bool) -> None:
-    """Keeps DeepSpeed from compiling its shared-memory operation on a CPU, where gloo does without.
-
-    It must come before anything that starts the process group.
-    """
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        import deepspeed
-    except ImportError:
-        return
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def quiet() -> None:
-    """Leaves out what libraries say on every rank about their own future and about optional parts."""
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    for module in ("torch.distributed", "transformers", "peft"):
-        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
-
-
 class Run:
     """One run of one stage.
 
@@ -125,7 +80,7 @@ class Run:
         with without_zero3():
             self.encoder: Encoder = tower.check(tower.resolve(model.vision_tower))
         self.record = self._record()
-        self.fingerprint = sha256_json({key: self.record[key] for key in ("stage", "encoder", "base", "config")})
+        self.fingerprint = sha256_json(identity(self.record))
 
     def say(self, line: str) -> None:
         """Prints on rank 0."""
@@ -134,8 +89,11 @@ class Run:
 
     def go(self) -> None:
         """Trains and writes, unless that is done already."""
+        from llava_ohd.llava15.model_dir import read
+
         self._refuse_other_run()
         if (self.folder / "ohd.json").is_file():
+            read(self.folder)
             self.say(f"{self.folder} is finished already")
         else:
             trainer = self._trainer()
@@ -165,14 +123,12 @@ class Run:
         for file in sorted([self.folder / "ohd.json", *self.folder.glob("checkpoint-*/ohd.json")]):
             if not file.is_file():
                 continue
-            old = read_json(file)
-            now = json.loads(json.dumps(self.record))
+            old, now = identity(read_json(file)), json.loads(json.dumps(identity(self.record)))
             changed = [
-                f"{key} was {old['config'].get(key)!r}, is {now['config'].get(key)!r}"
-                for key in sorted(old["config"].keys() | now["config"].keys())
-                if old["config"].get(key) != now["config"].get(key)
+                f"{key} was {old.get(key)!r}, is {now.get(key)!r}"
+                for key in sorted(old.keys() | now.keys())
+                if old.get(key) != now.get(key)
             ]
-            changed += [f"another {key}" for key in ("stage", "encoder", "base") if old[key] != now[key]]
             if changed:
                 raise ModelFormatError(
                     f"{file.parent} was made by another run: {'; '.join(changed[:4])}. Give the old values to go on, "
@@ -259,6 +215,16 @@ class Run:
         with without_zero3():
             tower.register(name, self.encoder.path, model=self.folder)
         self.say(f"registered as the model of encoder {name!r}")
+
+
+_PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path", "image_folder")
+
+
+def identity(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what makes a run the same run, from its ohd.json: settings and digests, but not where files lie."""
+    settings = {key: value for key, value in record["config"].items() if key not in _PLACES}
+    digests = {"encoder digest": record["encoder"]["digest"], "language model sha256": record["base"]["sha256"]}
+    return settings | digests | {"stage": record["stage"]}
 
 
 def _words(row: dict[str, Any]) -> int:

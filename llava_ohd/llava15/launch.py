@@ -1,0 +1,52 @@
+"""What a process of a launched group does first: no compiling, no chatter, and one rank that speaks at an error."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llava_ohd.errors import LlavaOhdError, StageFailed
+
+__all__ = ["prepare_deepspeed", "quiet", "said_once"]
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Lets the rank that has something to say say it, before the launcher ends the others.
+
+    An error that all ranks meet is left to rank 0; a connection that broke is the fault of the rank that went.
+    """
+    try:
+        yield
+    except LlavaOhdError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)
+        raise
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error):
+            raise
+        time.sleep(5)
+        raise StageFailed("another rank stopped; it says why") from error
+
+
+def prepare_deepspeed(cuda: bool) -> None:
+    """Keeps DeepSpeed from compiling its shared-memory operation on a CPU, where gloo does without.
+
+    It must come before anything that starts the process group.
+    """
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        return
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def quiet() -> None:
+    """Leaves out what libraries say on every rank about their own future and about optional parts."""
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    for module in ("torch.distributed", "transformers", "peft"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
