@@ -52,6 +52,7 @@ def main() -> None:
             questions = [Question(str(row["id"]), row["file_name"], given.prompt) for row in rows]
             session = Session(given.encoder, given.model, given.images or folder / "images", given.max_new_tokens)
             source = ask(session, questions, out / "answers.jsonl")
+        expected = min(given.limit, len(read_json(instances)["images"]))
         said = chair.read_captions(given.answers or out / "answers.jsonl")
         metrics = chair.score(said, truth, vocabulary)
         write_results(
@@ -61,7 +62,13 @@ def main() -> None:
             rule=chair.RULES["exact"],
             data_set=str(given.set),
             n=len(said),
-            settings={"prompt": given.prompt, "max_new_tokens": given.max_new_tokens, "split": given.split},
+            complete=len(said) == expected,
+            settings={
+                "limit": given.limit,
+                "prompt": given.prompt,
+                "max_new_tokens": given.max_new_tokens,
+                "split": given.split,
+            },
             **source,
         )
         print(f"CHAIR, {given.answers or given.encoder}, {folder}, {len(said)} captions")

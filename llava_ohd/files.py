@@ -33,10 +33,14 @@ __all__ = [
 ]
 
 COMPLETE = "complete.json"
-_NO_ROOM = {
+_WHY = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the disk is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a file stands where a folder is needed",
 }
 
 
@@ -62,11 +66,10 @@ def storage_errors(path: Path) -> Iterator[None]:
 def _storage_reason(error: Exception) -> str | None:
     """Says what is wrong with the disk; None where the error is of another kind."""
     if isinstance(error, OSError):
-        denied = error.errno in (errno.EACCES, errno.EPERM)
-        return "no permission to write there" if denied else _NO_ROOM.get(error.errno or 0)
+        return _WHY.get(error.errno or 0)
     # safetensors and torch have errors of their own for it
     full = "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error)
-    return _NO_ROOM[errno.ENOSPC] if full else None
+    return _WHY[errno.ENOSPC] if full else None
 
 
 def _temporary(path: Path) -> Path:
@@ -94,7 +97,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            if temporary.parent.is_dir():
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -78,9 +78,12 @@ def run_stages(stages: Sequence[Stage], folder: Path, environment: dict[str, str
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         bar = _Bar(stages, [is_complete(stage.output, prints[stage.name]) for stage in stages])
+        made: set[str] = set()
         for number, stage in enumerate(stages):
-            if bar.complete[number]:
+            # asked anew: an earlier stage may have replaced what this one rests on, or its very folder
+            if not made & set(stage.needs) and is_complete(stage.output, prints[stage.name]):
                 continue
+            made.add(stage.name)
             bar.start(number)
             _clear_stale(stage, prints[stage.name], folder)
             spent = _run(stage, folder, bar, environment or {})
@@ -97,31 +100,36 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StageFailed(f"another run works in {folder}; wait for it, stop it, or choose another --out") from None
-        running = folder / "running.json"
-        if running.is_file():
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                left = json.loads(running.read_text())
-                if Path(f"/proc/{left['group']}").exists() or _group_alive(left["group"]):
-                    os.killpg(left["group"], signal.SIGKILL)
-            running.unlink(missing_ok=True)
+        _end_left_over(folder / "running.json")
         yield
 
 
 def _clear_stale(stage: Stage, fingerprint: str, folder: Path) -> None:
-    """Removes the output of a stage that was begun with other commands or inputs; half-done work of this one stays."""
+    """Removes output that was begun with other commands or inputs, or finished and then damaged or outdated.
+
+    Half-done work of this very stage stays.
+    """
     file = folder / "begun.json"
     begun = read_json(file) if file.is_file() else {}
-    if begun.get(stage.name, fingerprint) != fingerprint:
+    if begun.get(stage.name, fingerprint) != fingerprint or (stage.output / COMPLETE).is_file():
         shutil.rmtree(stage.output, ignore_errors=True)
-    (stage.output / COMPLETE).unlink(missing_ok=True)
     write_json(file, begun | {stage.name: fingerprint})
 
 
-def _group_alive(group: int) -> bool:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, 0)
-        return True
-    return False
+def _end_left_over(running: Path) -> None:
+    """Ends the command of a run that was killed, if that very process still leads its group."""
+    if running.is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            left = json.loads(running.read_text())
+            if _started(left["group"]) == left["started"]:
+                os.killpg(left["group"], signal.SIGKILL)
+        running.unlink(missing_ok=True)
+
+
+def _started(process: int) -> str:
+    """Tells a process from a later one with the same number: the machine's start and the process's own."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path(f'/proc/{process}/stat').read_text().rsplit(')', 1)[1].split()[19]}"
 
 
 def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -> dict[str, float]:
@@ -138,10 +146,11 @@ def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -
             child = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True
             )
-        write_json(folder / "running.json", {"stage": stage.name, "group": child.pid})
+        write_json(folder / "running.json", {"group": child.pid, "started": _started(child.pid)})
         try:
             status, memory = _wait(child.pid, progress, bar)
             child.returncode = status  # waited for here, for the sake of its memory
+            (folder / "running.json").unlink(missing_ok=True)
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)
             raise
@@ -150,7 +159,6 @@ def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -
             raise StageFailed(
                 f"{stage.label}: {_reason(log, status)}\n  log: {log}\n  The same command goes on from here."
             )
-    (folder / "running.json").unlink(missing_ok=True)
     progress.unlink(missing_ok=True)
     return {"seconds": time.monotonic() - started, "peak_mib": peak / 1024}
 

@@ -15,8 +15,8 @@ from llava_ohd.errors import StageFailed
 from llava_ohd.files import is_complete
 from llava_ohd.stages import PORT, Stage, fingerprints, run_stages
 
-COUNT = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); f = p / 'n'; "
-COUNT += "f.write_text(str(int(f.read_text()) + 1 if f.exists() else 1))"
+COUNT = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); (p / 'n').write_text('whole'); "
+COUNT += "f = p.with_suffix('.runs'); f.write_text(str(int(f.read_text()) + 1 if f.exists() else 1))"
 
 
 def counting(folder: Path, name: str, needs: tuple[str, ...] = (), mark: str = "") -> Stage:
@@ -26,7 +26,7 @@ def counting(folder: Path, name: str, needs: tuple[str, ...] = (), mark: str = "
 
 
 def runs(folder: Path, *names: str) -> list[int]:
-    return [int((folder / name / "n").read_text()) for name in names]
+    return [int((folder / f"{name}.runs").read_text()) for name in names]
 
 
 def test_complete_stages_are_skipped(tmp_path: Path) -> None:
@@ -46,6 +46,14 @@ def test_a_changed_command_runs_again_with_all_that_rests_on_it(tmp_path: Path) 
 
     run_stages(stages("x"), tmp_path / "job")
     run_stages(stages("y"), tmp_path / "job")
+    assert runs(tmp_path, "a", "b", "c") == [2, 2, 1]
+
+
+def test_what_rests_on_a_stage_that_ran_again_runs_again(tmp_path: Path) -> None:
+    stages = [counting(tmp_path, "a"), counting(tmp_path, "b", ("a",)), counting(tmp_path, "c")]
+    run_stages(stages, tmp_path / "job")
+    (tmp_path / "a" / "n").unlink()
+    run_stages(stages, tmp_path / "job")
     assert runs(tmp_path, "a", "b", "c") == [2, 2, 1]
 
 

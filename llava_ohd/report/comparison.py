@@ -194,7 +194,7 @@ def _benchmark(benchmark: Benchmark, runs: Sequence[tuple[Run, Run]], resamples:
 def _reported_only(benchmark: Benchmark, record: dict[str, Any]) -> list[Measure]:
     """Metrics that results.json has beyond those with counts: shown as they are, but for the ends of intervals."""
     known = {measure.name for measure in benchmark.measures}
-    extra = {name: row for name, row in record["metrics"].items() if not name.endswith(("_low", "_high"))}
+    extra = {name: row for name, row in record["metrics"].items() if not name.endswith(("_low95", "_high95"))}
     others = {name: row["better"] for name, row in extra.items() if name not in known}
     return [Measure(name, name.replace("_", " "), better, None) for name, better in others.items()]
 

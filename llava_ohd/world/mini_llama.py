@@ -149,7 +149,8 @@ def fit_llama(
         pct_start=config.warmup / config.steps,
         cycle_momentum=False,
     )
-    for step, (ids, weights) in enumerate(track(batches, "training the language model", config.steps)):
+    limited = itertools.islice(batches, config.steps)
+    for step, (ids, weights) in enumerate(track(limited, "training the language model", config.steps)):
         logits = model(input_ids=ids).logits[:, :-1]
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()

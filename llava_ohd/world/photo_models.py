@@ -51,7 +51,7 @@ class PhotoModelsConfig:
     )
     llama: MiniLlamaConfig = field(
         default_factory=lambda: MiniLlamaConfig(
-            width=64, layers=2, heads=4, intermediate=176, context=512, steps=150, batch=8, warmup=20
+            width=64, layers=2, heads=4, intermediate=176, context=512, steps=60, batch=8, warmup=10
         )
     )
 
