@@ -36,6 +36,9 @@ def main() -> None:
     with exit_on_error():
         from llava_ohd.world.main_job import JobConfig, main_job, photos_job
 
+        if given.photos and not given.photos.is_dir():
+            print(f"skipped: there is no folder {given.photos}; --photos takes one as llava_ohd/world/photos.py says")
+            return
         out = (given.out or (home() / "photos" if given.photos else home())).resolve()
         job = JobConfig(out, given.seed, given.loss).shortened(given.steps)
         stages = photos_job(job, given.photos, given.tokenizers) if given.photos else main_job(job)
@@ -45,8 +48,13 @@ def main() -> None:
         timings = read_json(out / "job" / "timings.json")
         seconds = sum(row["seconds"] for row in timings.values())
         memory = max(row["peak_mib"] for row in timings.values())
-        print(f"\n{(out / 'report' / 'table.md').read_text() if not given.photos else ''}")
-        print(f"stages: {seconds / 60:.1f} minutes in all, largest process {memory / 1024:.1f} GiB")
+        for table in sorted(out.glob("report*/table.md")):
+            print(f"\n{table.read_text()}")
+        if given.photos:
+            print(
+                "Near chance: the encoder learned from a thousand photos only. What counts here is that all stages ran."
+            )
+        print(f"stages: {seconds / 60:.1f} minutes as each last ran, largest process {memory / 1024:.1f} GiB")
         print(f"everything: {out}\ncommands:   {out / 'commands.txt'}\nreport:     {out / 'report' / 'report.html'}")
 
 

@@ -158,25 +158,27 @@ def _lora(job: JobConfig, encoder: str) -> Stage:
     return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=75, threads=1)
 
 
-def _answers(job: JobConfig, encoder: str, evaluation: str, name: str, *arguments: object) -> Stage:
-    """Lets the LLaVA on an encoder answer, and scores it; `name` tells apart several sets of one evaluation."""
-    out = job.home / "eval" / encoder / name
+def _answers(job: JobConfig, encoder: str, evaluation: str, *arguments: object, root: str = "eval") -> Stage:
+    """Lets the LLaVA on an encoder answer, and scores it; `root` tells apart several sets of one evaluation."""
+    out = job.home / root / encoder / evaluation
     command = _script(f"eval/{evaluation}.py", "--encoder", encoder, *arguments, "--out", out)
-    label = f"{name.upper()} of LLaVA on {encoder}"
+    label = f"{evaluation.upper()} of LLaVA on {encoder}"
+    name = evaluation if root == "eval" else f"{evaluation}-{root}"
     return Stage(f"{name}-{encoder}", label, (command,), out, needs=(f"lora-{encoder}",), seconds=10)
 
 
-def _report(job: JobConfig, evaluations: tuple[str, ...], *arguments: object) -> Stage:
-    out = job.home / "report"
+def _report(job: JobConfig, evaluations: tuple[str, ...], *arguments: object, root: str = "eval") -> Stage:
+    out = job.home / ("report" if root == "eval" else f"report-{root}")
     curves = [f"encoder/ours={job.home / 'clip/curve.json'}"]
     curves += [f"{s}/{e}={_model(job, e, s) / 'curve.json'}" for s in ("projector", "lora") for e in ENCODERS]
     command = _script(
         "scripts/compare.py",
-        *("--ours", job.home / "eval/ours", "--stock", job.home / "eval/openai", "--data", job.home / "world"),
+        *("--ours", job.home / root / "ours", "--stock", job.home / root / "openai", "--data", job.home / "world"),
         *("--curves", *curves, "--commands", job.home / "commands.txt", "--out", out, *arguments),
     )
     needs = tuple(f"{evaluation}-{encoder}" for evaluation in evaluations for encoder in ENCODERS)
-    return Stage("report", "comparing, with intervals and significance", (command,), out, needs=needs, seconds=20)
+    label = "comparing, with intervals and significance"
+    return Stage(out.name, label, (command,), out, needs=needs, seconds=10)
 
 
 def main_job(job: JobConfig) -> list[Stage]:
@@ -191,7 +193,7 @@ def main_job(job: JobConfig) -> list[Stage]:
     ]
     for encoder in ENCODERS:
         stages += [_projector(job, encoder), _lora(job, encoder)]
-        stages += [_answers(job, encoder, name, name) for name in ("pope", "chair")]
+        stages += [_answers(job, encoder, evaluation) for evaluation in ("pope", "chair")]
     return [*stages, _report(job, ("ohd_caps", "zero_shot", "pope", "chair"))]
 
 
@@ -211,11 +213,14 @@ def photos_job(job: JobConfig, photos: Path, tokenizers: Path | None) -> list[St
         *("--data", data, "--models", models, "--seed", job.seed),
     )
     rows = data / "ohd_caps_real/test.jsonl"
+    sets = {"coco128": "eval", "aokvqa": "aokvqa"}
     stages = [_data(job, build), _captions(job, ("train",)), _encoder(job)]
     stages += [_ohd_caps(job, encoder, rows) for encoder in ENCODERS]
     for encoder in ENCODERS:
         stages += [_projector(job, encoder), _lora(job, encoder)]
-        for name in ("coco128", "aokvqa"):
+        for name, root in sets.items():
             questions = ("--set", data / "pope" / name, "--images", data / "images")
-            stages.append(_answers(job, encoder, "pope", "pope" if name == "coco128" else f"pope_{name}", *questions))
-    return [*stages, _report(job, ("ohd_caps", "pope"), "--questions", data / "pope/coco128")]
+            stages.append(_answers(job, encoder, "pope", *questions, root=root))
+    stages.append(_report(job, ("ohd_caps", "pope"), "--questions", data / "pope/coco128"))
+    aokvqa = ("--questions", data / "pope/aokvqa")
+    return [*stages, _report(job, ("pope-aokvqa",), *aokvqa, root="aokvqa")]
