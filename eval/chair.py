@@ -36,14 +36,17 @@ def main() -> None:
     parser.add_argument("--prompt", default="Describe this image.", help="what is asked about every image")
     parser.add_argument("--answers", type=Path, help="score these captions instead of making them")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens at which a caption is cut")
-    parser.add_argument("--out", type=Path, help="default: eval/ENCODER/chair in the home folder")
+    parser.add_argument(
+        "--out", type=Path, help="default: with --answers beside them, else eval/ENCODER/chair in the home folder"
+    )
     given = parser.parse_args()
     with exit_on_error():
         folder = home() / "world" if given.set == "world" else Path(given.set)
         instances, captions = (folder / f"annotations/{kind}_{given.split}.json" for kind in ("instances", "captions"))
         vocabulary = chair.read_synonyms(folder / "synonyms.txt")
         truth = chair.read_ground_truth(instances, captions, vocabulary)
-        out = given.out or home() / "eval" / Path(given.encoder).name / "chair"
+        beside = given.answers.parent if given.answers else home() / "eval" / Path(given.encoder).name / "chair"
+        out = given.out or beside
         source: dict[str, Any] = {}
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask

@@ -34,12 +34,15 @@ def main() -> None:
     parser.add_argument("--suffix", action="store_true", help="append LLaVA's demand for a single word or phrase")
     parser.add_argument("--answers", type=Path, help="score these answers instead of answering")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
-    parser.add_argument("--out", type=Path, help="default: eval/ENCODER/pope in the home folder")
+    parser.add_argument(
+        "--out", type=Path, help="default: with --answers beside them, else eval/ENCODER/pope in the home folder"
+    )
     given = parser.parse_args()
     with exit_on_error():
         folder = home() / "world" if given.set == "world" else Path(given.set)
         questions = pope.read_questions(folder / "pope" if (folder / "pope").is_dir() else folder, given.prefix)
-        out = given.out or home() / "eval" / Path(given.encoder).name / "pope"
+        beside = given.answers.parent if given.answers else home() / "eval" / Path(given.encoder).name / "pope"
+        out = given.out or beside
         source: dict[str, Any] = {}
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask

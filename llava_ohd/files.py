@@ -102,12 +102,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on a clean exit it replaces `path`, otherwise it is removed.
 
+    Args:
+        path: The folder to make.
+        marker: A name inside every folder of this kind: one that has content but not this is not replaced.
+
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError: the disk is full or not writable, or `path` holds something else.
     """
+    if marker and path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
+        raise StorageError(f"{path} holds something else (no {marker} in it) and is not replaced; give another folder")
     with storage_errors(path):
         temporary = _temporary(path)
         try:

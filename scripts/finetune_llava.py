@@ -17,6 +17,7 @@ Source:  haotian-liu/LLaVA llava/train/train.py @ c121f04; arXiv 2310.03744.
 import sys
 
 from llava_ohd.errors import exit_on_error
+from llava_ohd.llava15.launch import leave
 from llava_ohd.llava15.train import train
 
 
@@ -26,6 +27,7 @@ def main() -> None:
         folder = train(sys.argv[1:], __doc__ or "")
         if folder is not None:
             print(f"model: {folder}\ncurve: {folder / 'curve.json'}")
+        leave()
 
 
 if __name__ == "__main__":

@@ -80,3 +80,12 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, error: Exception) -> Non
         temporary.write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_text("x")
+    with pytest.raises(StorageError, match=r"holds something else \(no annotations in it\)"):
+        with atomic_folder(tmp_path / "photos", marker="annotations"):
+            pass
+    assert (tmp_path / "photos" / "mine.jpg").read_text() == "x"

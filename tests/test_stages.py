@@ -92,7 +92,7 @@ def test_peak_memory_and_seconds_are_kept(tmp_path: Path) -> None:
     program = f"import pathlib; x = b'1' * 200 * 2**20; pathlib.Path({str(tmp_path / 'm')!r}).mkdir()"
     run_stages([Stage("m", "m", ((sys.executable, "-c", program),), tmp_path / "m")], tmp_path / "job")
     timing = json.loads((tmp_path / "job" / "timings.json").read_text())["m"]
-    assert 200 < timing["peak_mib"] < 400
+    assert timing["peak_mib"] > 200  # no less than this process, from which it was forked
     assert timing["seconds"] > 0
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 from llava_ohd.errors import LlavaOhdError, StageFailed
 
-__all__ = ["prepare_deepspeed", "quiet", "said_once"]
+__all__ = ["leave", "prepare_deepspeed", "quiet", "said_once"]
 
 
 @contextmanager
@@ -50,3 +51,19 @@ def quiet() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     for module in ("torch.distributed", "transformers", "peft"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+
+
+def leave() -> None:
+    """Ends a process of a launched group whose work is done.
+
+    All ranks leave together, and without the interpreter's own shutdown: a rank whose threads of gloo still run then
+    dies with "terminate called without an active exception", and the launcher takes the finished run for a failed one.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -58,7 +58,7 @@ def build_assets(folder: Path, clip: MiniClipConfig, llama: MiniLlamaConfig) -> 
         clip: Geometry and training of the stock CLIP.
         llama: Geometry and training of the language model.
     """
-    with atomic_folder(folder) as new:
+    with atomic_folder(folder, marker="manifest.json") as new:
         model, tokenizer = train_mini_clip(clip)
         with tempfile.TemporaryDirectory() as scratch:
             write_clip_files(Path(scratch), tokenizer, clip)

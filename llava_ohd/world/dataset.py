@@ -94,7 +94,7 @@ def write_world(folder: Path, config: WorldConfig) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    with atomic_folder(folder) as new:
+    with atomic_folder(folder, marker="annotations") as new:
         for split in ("train", "dev", "test", "zero_shot"):
             _write_split(new, split, getattr(config, split), config.seed)
         annotations = new / "annotations"

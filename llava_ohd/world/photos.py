@@ -77,7 +77,7 @@ def prepare(photos: Path, out: Path, seed: int) -> None:
     asked = {str(row["image"]) for rows_of_set in questions.values() for row in _all_rows(rows_of_set)}
     _check_photos(photos, sorted(asked | {row.image for row in rows}))
     splits = _split(_photos(photos, held_out={Path(row.image).stem for row in rows}), asked, seed)
-    with atomic_folder(out) as new:
+    with atomic_folder(out, marker="annotations") as new:
         (new / "images").mkdir()
         for source in SOURCES:
             (new / "images" / source).symlink_to((photos / source / "images").resolve())

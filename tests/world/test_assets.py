@@ -14,7 +14,7 @@ from llava_ohd.world.mini_clip import MiniClipConfig
 from llava_ohd.world.mini_llama import MiniLlamaConfig
 
 SMALL_CLIP = replace(MiniClipConfig(), images=600, steps=2, batch=16, warmup=1)
-SMALL_LLAMA = replace(MiniLlamaConfig(), steps=3, lesson_steps=2, lesson_batch=4, batch=2, warmup=1)
+SMALL_LLAMA = replace(MiniLlamaConfig(), steps=4, lesson_steps=2, lesson_batch=4, batch=2, warmup=2)
 
 
 def test_shipped_files_are_those_of_the_manifest_and_of_the_code() -> None:

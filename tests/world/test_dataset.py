@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from llava_ohd.errors import DataFormatError
 from llava_ohd.evals import pope
 from llava_ohd.evals.chair import read_synonyms
 from llava_ohd.ohd_caps.coco import read_coco
+from llava_ohd.tower import open_image
 from llava_ohd.world.dataset import WorldConfig, write_world
 from llava_ohd.world.kinds import KINDS
 
@@ -31,7 +31,7 @@ def test_splits_are_coco(world: Path, split: str) -> None:
     for image in images:
         assert len(image.captions) == 5
         assert 1 <= len(image.objects) <= 5
-        assert Image.open(world / "images" / image.file_name).size == (64, 64)
+        assert open_image(world / "images" / image.file_name).size == (64, 64)
 
 
 def test_zero_shot_has_every_kind_alike_often(world: Path) -> None:
