@@ -4,9 +4,9 @@ It plays the part of Vicuna: it knows the world's language and LLaVA's v1 conver
 scene told in words, and guesses by theme and popularity where it is told little.
 """
 
+import io
 import itertools
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,25 +54,25 @@ def train_llama_tokenizer(sentences: list[str], folder: Path, vocabulary: int) -
     """
     import sentencepiece
 
-    with tempfile.TemporaryDirectory() as scratch:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_prefix=f"{scratch}/tokenizer",
-            vocab_size=vocabulary,
-            hard_vocab_limit=False,
-            model_type="bpe",
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            minloglevel=2,
-        )
-        (folder / "tokenizer.model").write_bytes(Path(scratch, "tokenizer.model").read_bytes())
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        vocab_size=vocabulary,
+        hard_vocab_limit=False,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return SentencePieceTokenizer(folder / "tokenizer.model")
