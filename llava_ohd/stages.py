@@ -57,7 +57,9 @@ def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     """Returns for each stage the hash of its command and of all that it rests on."""
     found: dict[str, str] = {}
     for stage in stages:
-        found[stage.name] = sha256_json([__version__, stage.commands, [found[name] for name in stage.needs]])
+        # one interpreter has several names: .venv/bin/python, python3
+        commands = [[Path(program).name.rstrip("0123456789."), *rest] for program, *rest in stage.commands]
+        found[stage.name] = sha256_json([__version__, commands, [found[name] for name in stage.needs]])
     return found
 
 

@@ -49,6 +49,11 @@ def test_a_changed_command_runs_again_with_all_that_rests_on_it(tmp_path: Path) 
     assert runs(tmp_path, "a", "b", "c") == [2, 2, 1]
 
 
+def test_the_name_of_the_interpreter_does_not_make_a_stage_stale(tmp_path: Path) -> None:
+    stages = [Stage("a", "a", ((program, "x.py"),), tmp_path) for program in ("/v/bin/python", "/usr/bin/python3.11")]
+    assert fingerprints(stages[:1]) == fingerprints(stages[1:])
+
+
 def test_what_rests_on_a_stage_that_ran_again_runs_again(tmp_path: Path) -> None:
     stages = [counting(tmp_path, "a"), counting(tmp_path, "b", ("a",)), counting(tmp_path, "c")]
     run_stages(stages, tmp_path / "job")
