@@ -68,7 +68,8 @@ def _storage_reason(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return _WHY.get(error.errno or 0)
     # safetensors and torch have errors of their own for it
-    full = "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error)
+    text = f"{error} {error.__context__}"
+    full = "o space left" in text or "PytorchStreamWriter failed writing" in text
     return _WHY[errno.ENOSPC] if full else None
 
 

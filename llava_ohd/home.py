@@ -1,4 +1,4 @@
-"""Where trained encoders, models and benchmark data are looked for.
+"""Where trained encoders and models are looked for.
 
 `$LLAVA_OHD_HOME` if set; else `runs/` of the checkout that the package is imported from, so that two checkouts never
 mix their encoders; else (installed from a wheel) `~/.cache/llava_ohd`.
@@ -7,7 +7,7 @@ mix their encoders; else (installed from a wheel) `~/.cache/llava_ohd`.
 import os
 from pathlib import Path
 
-__all__ = ["data_folder", "home"]
+__all__ = ["home"]
 
 
 def home() -> Path:
@@ -18,8 +18,3 @@ def home() -> Path:
     if (checkout / "pyproject.toml").is_file():
         return checkout / "runs"
     return Path.home() / ".cache" / "llava_ohd"
-
-
-def data_folder() -> Path:
-    """Returns the folder of benchmark files: `$LLAVA_OHD_DATA`, else `data/` inside `home()`."""
-    return Path(os.environ.get("LLAVA_OHD_DATA") or home() / "data").expanduser().resolve()

@@ -4,7 +4,6 @@ A run that is killed at any moment and started again continues from its last who
 would have had: weights, optimiser, schedule, data order and random states are all in the checkpoint.
 """
 
-import errno
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -131,11 +130,9 @@ class FineTuner(Trainer):
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:
                     mark_complete(folder, self._fingerprint)
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, RuntimeError, SafetensorError):
                 shutil.rmtree(folder, ignore_errors=True)
-                if isinstance(error, OSError) or "o space left" not in f"{error} {error.__context__}":
-                    raise
-                raise OSError(errno.ENOSPC, str(error)) from error
+                raise
 
 
 class _Watch(TrainerCallback):

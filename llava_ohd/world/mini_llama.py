@@ -122,6 +122,12 @@ def _batches(config: MiniLlamaConfig, tokenizer: SentencePieceTokenizer) -> Iter
 
 
 def padded(rows: list[tuple[list[int], list[int]]], context_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pads pairs of ids and labels at the right: ids (B, L), loss weights (B, L).
+
+    Args:
+        rows: Token ids, and labels that are `IGNORE` where the assistant does not speak.
+        context_weight: Weight of those tokens; the assistant's weigh 1, padding 0.
+    """
     length = max(len(ids) for ids, _ in rows)
     ids, weights = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length)
     for row, (tokens, labels) in enumerate(rows):
