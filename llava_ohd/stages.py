@@ -1,8 +1,8 @@
 """Runs commands as stages that survive a kill: each is skipped when its output is there and complete.
 
-A stage's output folder is complete when `complete.json` in it carries the stage's fingerprint (its commands and the
-fingerprints of the stages it reads from) and every file still has the size noted there. So a stage runs again when its
-command, or anything before it, has changed, and never because the job was interrupted elsewhere.
+A stage's output folder is complete when `complete.json` in it carries the stage's fingerprint (its commands, the code
+that they run, the files that they read, and the fingerprints of the stages before it) and every file still has the size
+noted there. So a stage runs again when any of these has changed, and never because the job was interrupted elsewhere.
 """
 
 import contextlib
@@ -21,13 +21,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_ohd import __version__
+from llava_ohd.code_digest import PACKAGE, code_digest
 from llava_ohd.errors import StageFailed
-from llava_ohd.files import COMPLETE, is_complete, mark_complete, read_json, sha256_json, storage_errors, write_json
+from llava_ohd.files import (
+    COMPLETE,
+    is_complete,
+    mark_complete,
+    read_json,
+    sha256_file,
+    sha256_json,
+    storage_errors,
+    write_json,
+)
 
-__all__ = ["PORT", "Stage", "fingerprints", "run_stages"]
+__all__ = ["PORT", "Stage", "as_shell", "fingerprints", "run_stages"]
 
 PORT = "{port}"  # stands in a command for a free TCP port, chosen when it starts
 _POLL = 0.3  # seconds
+_OWN = f"{PACKAGE.name}."
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Stage:
         commands: Programs with arguments, run one after the other; an argument `PORT` becomes a free port.
         output: Folder that this stage alone writes.
         needs: Names of earlier stages whose output it reads.
+        reads: Files and folders that it reads beside these; their content counts.
         seconds: Expected wall time on two idle cores; only weighs the progress bar.
         threads: CPU threads of each of its processes.
     """
@@ -49,6 +61,7 @@ class Stage:
     commands: tuple[tuple[str, ...], ...]
     output: Path
     needs: tuple[str, ...] = ()
+    reads: tuple[Path, ...] = ()
     seconds: float = 10.0
     threads: int = 2
 
@@ -59,8 +72,35 @@ def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     for stage in stages:
         # one interpreter has several names: .venv/bin/python, python3
         commands = [[Path(program).name.rstrip("0123456789."), *rest] for program, *rest in stage.commands]
-        found[stage.name] = sha256_json([__version__, commands, [found[name] for name in stage.needs]])
+        code = [code_digest(file) for command in stage.commands for file in _code(command)]
+        read = [[sha256_file(file) for file in _files(place)] for place in stage.reads]
+        found[stage.name] = sha256_json([__version__, commands, code, read, [found[name] for name in stage.needs]])
     return found
+
+
+def _code(command: tuple[str, ...]) -> list[Path]:
+    """Returns the Python files that a command starts: its scripts, and the main file of `-m package`."""
+    modules = [PACKAGE.parent.joinpath(*name.split("."), "__main__.py") for name in command if name.startswith(_OWN)]
+    scripts = [Path(part) for part in command if part.endswith(".py")]
+    return [file for file in (*scripts, *modules) if file.is_file()]
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+
+
+def as_shell(stages: Sequence[Stage], environment: dict[str, str]) -> str:
+    """Returns what to type in a shell to run all stages by hand, one line per command."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    for stage in stages:
+        lines += [f"# {stage.label}", *(shlex.join(_without_port(command)) for command in stage.commands)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _without_port(command: tuple[str, ...]) -> list[str]:
+    """Leaves out a port and its flag: by hand the launcher's own will do."""
+    kept = [i for i in range(len(command)) if PORT not in command[i : i + 2]]
+    return [command[i] for i in kept]
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, environment: dict[str, str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Inputs:  none (the world and its mini models come with the package), or --photos DIR.
 Outputs: below --out (default runs/, with --photos runs/photos): world/ clip/ llava/ eval/ report/report.html;
-         commands.txt holds every command, to be typed one by one if you like.
+         commands.txt holds every command, to be typed one by one if you like, or `bash commands.txt`.
 Command: python scripts/quickstart.py             (or `make quickstart`)
          python scripts/quickstart.py --seed 1 --out runs/seed1
          python scripts/quickstart.py --photos ../shared/data/photos
@@ -10,13 +10,12 @@ Cost:    about 10 minutes on 2 CPU cores, 2 GB. Killed at any moment, it goes on
 """
 
 import argparse
-import shlex
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.files import read_json, write_text
 from llava_ohd.home import home
-from llava_ohd.stages import run_stages
+from llava_ohd.stages import as_shell, run_stages
 
 
 def _arguments() -> argparse.Namespace:
@@ -42,9 +41,10 @@ def main() -> None:
         out = (given.out or (home() / "photos" if given.photos else home())).resolve()
         job = JobConfig(out, given.seed, given.loss).shortened(given.steps)
         stages = photos_job(job, given.photos, given.tokenizers) if given.photos else main_job(job)
-        commands = [shlex.join(command) for stage in stages for command in stage.commands]
-        write_text(out / "commands.txt", "".join(f"{command}\n" for command in commands))
-        run_stages(stages, out / "job", {"LLAVA_OHD_HOME": str(out)})
+        # two CPU ranks everywhere: the same job on every machine, and no need of two GPUs
+        environment = {"LLAVA_OHD_HOME": str(out), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        write_text(out / "commands.txt", as_shell(stages, environment))
+        run_stages(stages, out / "job", environment)
         timings = read_json(out / "job" / "timings.json")
         seconds = sum(row["seconds"] for row in timings.values())
         memory = max(row["peak_mib"] for row in timings.values())

@@ -23,12 +23,12 @@ if [[ "${1:-}" == --tiny ]]; then
     python scripts/build_world.py --data "$DATA"
     TRAIN=$DATA/annotations/%s_train.json TEST=$DATA/annotations/%s_test.json EXCLUDE=()
     PRETRAIN=$DATA/llava/instruct.json IMAGES=$DATA/images PRETRAIN_IMAGES=$DATA/images INSTRUCT_IMAGES=$DATA/images
-    CLIP=(--max_steps 200 --learning_rate 8e-4 --batch_size 64 --negatives 13)
+    CLIP=(--max_steps 240 --learning_rate 8e-4 --batch_size 64 --negatives 13)
     # its language model has never read the form `plain`, so that both stages speak v1
-    PROJECTOR=(--version v1 --max_steps 130 --per_device_train_batch_size 32 --learning_rate 3e-3)
-    LORA=(--max_steps 70 --per_device_train_batch_size 32 --learning_rate 1e-3 --mm_projector_lr 1e-3
-        --lora_r 32 --lora_alpha 64)
-    COMMON=(--save_steps 50)
+    PROJECTOR=(--version v1 --max_steps 180 --per_device_train_batch_size 32 --learning_rate 3e-3)
+    LORA=(--max_steps 120 --per_device_train_batch_size 32 --learning_rate 1e-3 --mm_projector_lr 1e-3
+        --lora_r 32 --lora_alpha 64 --lora_dropout 0)
+    COMMON=(--save_steps 50 --train_sampling_strategy group_by_length)
     POPE=()
 else
     export LLAVA_OHD_HOME=${LLAVA_OHD_HOME:-$PWD/runs/7b}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_results_of_both_encoders_are_there_and_complete(finished: Path) -> None
             assert record["complete"]
             digests.add((encoder, record["encoder"]["digest"]))
         pope = json.loads((finished / "eval" / encoder / "pope" / "results.json").read_text())
-        assert pope["n"] == 5400
+        assert pope["n"] == 9000  # as many as POPE asks about COCO
         assert pope["metrics"].keys() >= {"adversarial/accuracy", "random/f1", "f1_macro"}
     assert len(digests) == 2, "each encoder was measured with its own tower, and the two differ"
 
@@ -96,3 +97,16 @@ def test_an_altered_output_is_made_again_with_the_same_result(finished: Path) ->
     answers.write_bytes(whole[: len(whole) // 2])
     subprocess.run(quickstart(finished), capture_output=True, check=True, timeout=300)
     assert answers.read_bytes() == whole
+
+
+def test_reproduce_tiny_trains_as_the_main_job_does(tmp_path: Path) -> None:
+    """The flags that stand in both files have the same values; the first part of the script is the tiny one."""
+    tiny = (REPOSITORY / "scripts/reproduce.sh").read_text().split("\nelse\n")[0]
+    given = {name: values.split() for name, values in re.findall(r"\b([A-Z]+)=\(([^)]*)\)", tiny)}
+    commands = {stage.name: stage.commands[0] for stage in main_job(JobConfig(tmp_path))}
+    for name, stage in (("CLIP", "encoder"), ("PROJECTOR", "projector-ours"), ("LORA", "lora-ours")):
+        flags = given[name] + (given["COMMON"] if name != "CLIP" else [])
+        assert len(flags) >= 8
+        for flag, value in zip(flags[::2], flags[1::2], strict=True):
+            command = commands[stage]
+            assert command[command.index(flag) + 1] == value, (name, flag)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from llava_ohd.code_digest import _parsed
 from llava_ohd.errors import StageFailed
 from llava_ohd.files import is_complete
-from llava_ohd.stages import PORT, Stage, fingerprints, run_stages
+from llava_ohd.stages import PORT, Stage, as_shell, fingerprints, run_stages
 
 COUNT = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(exist_ok=True); (p / 'n').write_text('whole'); "
 COUNT += "f = p.with_suffix('.runs'); f.write_text(str(int(f.read_text()) + 1 if f.exists() else 1))"
@@ -52,6 +53,29 @@ def test_a_changed_command_runs_again_with_all_that_rests_on_it(tmp_path: Path) 
 def test_the_name_of_the_interpreter_does_not_make_a_stage_stale(tmp_path: Path) -> None:
     stages = [Stage("a", "a", ((program, "x.py"),), tmp_path) for program in ("/v/bin/python", "/usr/bin/python3.11")]
     assert fingerprints(stages[:1]) == fingerprints(stages[1:])
+
+
+def test_a_file_that_is_read_and_a_script_that_is_run_make_a_stage_stale(tmp_path: Path) -> None:
+    read, script = tmp_path / "weights", tmp_path / "run.py"
+    read.write_text("1")
+    script.write_text("print(1)")
+    stage = Stage("a", "a", ((sys.executable, str(script)),), tmp_path / "a", reads=(tmp_path / "weights",))
+    before = fingerprints([stage])["a"]
+    read.write_text("2")
+    assert fingerprints([stage])["a"] != before
+    read.write_text("1")
+    assert fingerprints([stage])["a"] == before
+    script.write_text("print(2)")
+    _parsed.cache_clear()
+    assert fingerprints([stage])["a"] != before
+
+
+def test_all_stages_can_be_run_by_hand(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", "import os, sys; print(os.environ['A'], sys.argv[1:])", "--port", PORT, "it's")
+    text = as_shell([Stage("a", "making it", (command,), tmp_path / "a")], {"A": "x y"})
+    done = subprocess.run(["bash", "-e"], input=text, capture_output=True, text=True, check=True)
+    assert done.stdout == 'x y ["it\'s"]\n'
+    assert "# making it" in text
 
 
 def test_what_rests_on_a_stage_that_ran_again_runs_again(tmp_path: Path) -> None:

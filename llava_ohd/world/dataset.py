@@ -32,9 +32,9 @@ class WorldConfig:
 
     train: int = 4000  # images
     dev: int = 200  # images
-    test: int = 600  # images
+    test: int = 840  # images
     zero_shot: int = 400  # images of one object each, all kinds alike often
-    pope_images: int = 300  # test images that POPE asks about; those with 3 objects or more
+    pope_images: int = 500  # test images that POPE asks about, as many as POPE does; those with 3 objects or more
     questions: int = 4  # yes/no questions per training image, at most, with each answer
     seed: int = 0
 

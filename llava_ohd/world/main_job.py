@@ -14,6 +14,7 @@ from llava_ohd.world.assets import MINI_CLIP, MINI_LLAMA
 __all__ = ["ENCODERS", "JobConfig", "main_job", "photos_job"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
+ZERO2 = CHECKOUT / "zero_configs/zero2.json"
 ENCODERS = ("openai", "ours")
 
 
@@ -37,9 +38,9 @@ class JobConfig:
     loss: str = "paper"
     stock: Path = MINI_CLIP
     language_model: Path = MINI_LLAMA
-    encoder_steps: int = 200
-    projector_steps: int = 130
-    lora_steps: int = 70
+    encoder_steps: int = 240
+    projector_steps: int = 180
+    lora_steps: int = 120
 
     def shortened(self, share: float) -> "JobConfig":
         """Returns the same job with a share of its training steps (at least two each); for trial runs."""
@@ -61,10 +62,10 @@ def _deepspeed(name: str, *arguments: object) -> tuple[str, ...]:
     return (launcher, "--num_gpus", "2", "--master_port", PORT, str(CHECKOUT / name), *map(str, arguments))
 
 
-def _data(job: JobConfig, *commands: tuple[str, ...]) -> Stage:
+def _data(job: JobConfig, *commands: tuple[str, ...], reads: tuple[Path, ...]) -> Stage:
     """Writes the data folder, and makes the stock encoder known as `openai`."""
     register = _python("-m", "llava_ohd.tower", "register", "openai", job.stock)
-    return Stage("data", "making the data", (*commands, register), job.home / "world", seconds=20)
+    return Stage("data", "making the data", (*commands, register), job.home / "world", reads=reads, seconds=20)
 
 
 def _captions(job: JobConfig, splits: tuple[str, ...]) -> Stage:
@@ -128,34 +129,35 @@ def _projector(job: JobConfig, encoder: str) -> Stage:
     data, out = job.home / "world", _model(job, encoder, "projector")
     command = _deepspeed(
         "scripts/finetune_llava.py",
-        *("--deepspeed", CHECKOUT / "zero_configs/zero2.json"),
+        *("--deepspeed", ZERO2),
         # LLaVA's own stage 1 takes captions in the form "plain", which this small language model has never read
         *("--model_name_or_path", job.language_model, "--version", "v1", "--vision_tower", encoder),
         *("--data_path", data / "llava/instruct.json", "--image_folder", data / "images"),
         *("--tune_mm_mlp_adapter", "True", "--output_dir", out, "--max_steps", job.projector_steps),
         *("--per_device_train_batch_size", 32, "--learning_rate", 3e-3, "--warmup_ratio", 0.03),
-        *("--lr_scheduler_type", "cosine", "--save_steps", 50, "--seed", job.seed),
+        *("--lr_scheduler_type", "cosine", "--train_sampling_strategy", "group_by_length"),
+        *("--save_steps", 50, "--seed", job.seed),
     )
     label = f"LLaVA on {encoder}, stage projector (ZeRO-2, 2 ranks)"
     needs = ("data", *_source(encoder))
-    return Stage(f"projector-{encoder}", label, (command,), out, needs=needs, seconds=90, threads=1)
+    return Stage(f"projector-{encoder}", label, (command,), out, needs, (ZERO2,), seconds=75, threads=1)
 
 
 def _lora(job: JobConfig, encoder: str) -> Stage:
     data, out = job.home / "world", _model(job, encoder, "lora")
     command = _deepspeed(
         "scripts/finetune_llava.py",
-        *("--deepspeed", CHECKOUT / "zero_configs/zero2.json"),
+        *("--deepspeed", ZERO2),
         *("--model_name_or_path", job.language_model, "--version", "v1", "--vision_tower", encoder),
         *("--data_path", data / "llava/instruct.json", "--image_folder", data / "images"),
         *("--pretrain_mm_mlp_adapter", _model(job, encoder, "projector") / "mm_projector.bin"),
-        *("--lora_enable", "True", "--lora_r", 32, "--lora_alpha", 64, "--output_dir", out),
+        *("--lora_enable", "True", "--lora_r", 32, "--lora_alpha", 64, "--lora_dropout", 0, "--output_dir", out),
         *("--max_steps", job.lora_steps, "--per_device_train_batch_size", 32, "--learning_rate", 1e-3),
         *("--mm_projector_lr", 1e-3, "--warmup_ratio", 0.03, "--lr_scheduler_type", "cosine"),
-        *("--save_steps", 50, "--seed", job.seed),
+        *("--train_sampling_strategy", "group_by_length", "--save_steps", 50, "--seed", job.seed),
     )
     label = f"LLaVA on {encoder}, stage lora (ZeRO-2, 2 ranks)"
-    return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=75, threads=1)
+    return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=85, threads=1)
 
 
 def _answers(job: JobConfig, encoder: str, evaluation: str, *arguments: object, root: str = "eval") -> Stage:
@@ -185,7 +187,9 @@ def main_job(job: JobConfig) -> list[Stage]:
     """Returns the stages of the main job on the embedded world."""
     rows = job.home / "world/ohd_caps/test.jsonl"
     stages = [
-        _data(job, _script("scripts/build_world.py", "--data", job.home / "world")),
+        _data(
+            job, _script("scripts/build_world.py", "--data", job.home / "world"), reads=(job.stock, job.language_model)
+        ),
         _captions(job, ("train", "test")),
         _encoder(job),
         *(_ohd_caps(job, encoder, rows) for encoder in ENCODERS),
@@ -214,7 +218,8 @@ def photos_job(job: JobConfig, photos: Path, tokenizers: Path | None) -> list[St
     )
     rows = data / "ohd_caps_real/test.jsonl"
     sets = {"coco128": "eval", "aokvqa": "aokvqa"}
-    stages = [_data(job, build), _captions(job, ("train",)), _encoder(job)]
+    reads = (photos, *((tokenizers,) if tokenizers else ()))
+    stages = [_data(job, build, reads=reads), _captions(job, ("train",)), _encoder(job)]
     stages += [_ohd_caps(job, encoder, rows) for encoder in ENCODERS]
     for encoder in ENCODERS:
         stages += [_projector(job, encoder), _lora(job, encoder)]
