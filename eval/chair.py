@@ -19,7 +19,7 @@ from typing import Any
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import chair
 from llava_ohd.files import read_json
-from llava_ohd.home import home
+from llava_ohd.home import evaluation_folder, from_home, home
 from llava_ohd.records import Question
 from llava_ohd.results import write_results
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="score these captions instead of making them")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens at which a caption is cut")
     parser.add_argument(
-        "--out", type=Path, help="default: with --answers beside them, else eval/ENCODER/chair in the home folder"
+        "--out", type=Path, help="default: eval/ENCODER/chair in the home folder; with --answers FILE, FILE_scored/"
     )
     given = parser.parse_args()
     with exit_on_error():
@@ -45,9 +45,10 @@ def main() -> None:
         instances, captions = (folder / f"annotations/{kind}_{given.split}.json" for kind in ("instances", "captions"))
         vocabulary = chair.read_synonyms(folder / "synonyms.txt")
         truth = chair.read_ground_truth(instances, captions, vocabulary)
-        beside = given.answers.parent if given.answers else home() / "eval" / Path(given.encoder).name / "chair"
-        out = given.out or beside
+        beside = given.answers.with_name(f"{given.answers.stem}_scored") if given.answers else None
+        out = given.out or beside or evaluation_folder(given.encoder, "chair", given.set != "world")
         source: dict[str, Any] = {}
+        asked: dict[str, Any] = {}  # how captions of others came about is not known
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask
 
@@ -55,6 +56,7 @@ def main() -> None:
             questions = [Question(str(row["id"]), row["file_name"], given.prompt) for row in rows]
             session = Session(given.encoder, given.model, given.images or folder / "images", given.max_new_tokens)
             source = ask(session, questions, out / "answers.jsonl")
+            asked = {"prompt": given.prompt, "max_new_tokens": given.max_new_tokens}
         expected = min(given.limit, len(read_json(instances)["images"]))
         said = chair.read_captions(given.answers or out / "answers.jsonl")
         metrics = chair.score(said, truth, vocabulary)
@@ -63,15 +65,10 @@ def main() -> None:
             metrics,
             evaluation="chair",
             rule=chair.RULES["exact"],
-            data_set=str(given.set),
+            data_set=from_home(folder),
             n=len(said),
             complete=len(said) == expected,
-            settings={
-                "limit": given.limit,
-                "prompt": given.prompt,
-                "max_new_tokens": given.max_new_tokens,
-                "split": given.split,
-            },
+            settings={"limit": given.limit, "split": given.split} | asked,
             **source,
         )
         print(f"CHAIR, {given.answers or given.encoder}, {folder}, {len(said)} captions")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_jsonl
-from llava_ohd.home import home
+from llava_ohd.home import evaluation_folder, from_home, home
 from llava_ohd.records import Metric
 from llava_ohd.results import write_results
 
@@ -40,6 +40,8 @@ def main() -> None:
         from llava_ohd.ohd_caps.readers import read_rows
 
         rows = read_rows(given.data)
+        own_data = given.data != parser.get_default("data")
+        out = given.out or evaluation_folder(given.encoder, "ohd_caps", own_data)
 
         from llava_ohd import tower
         from llava_ohd.clip.accuracy import metrics, predictions, score
@@ -51,14 +53,13 @@ def main() -> None:
         scores = score(tower.load(encoder.path), tower.load_tokenizer(encoder.path), images, rows, given.seed)
         blind = controls.accuracies(rows)
         found = metrics(scores) + [Metric(f"control_{name}", blind[name], len(rows), "none") for name in blind]
-        out = given.out or home() / "eval" / Path(given.encoder).name / "ohd_caps"
         write_jsonl(out / "predictions.jsonl", predictions(scores))
         write_results(
             out / "results.json",
             found,
             evaluation="ohd_caps",
             rule=RULE,
-            data_set=str(given.data),
+            data_set=from_home(given.data),
             n=len(rows),
             encoder={"name": encoder.name, "digest": encoder.digest},
             settings={"shuffle_seed": given.seed},

@@ -19,7 +19,7 @@ from typing import Any
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import pope
 from llava_ohd.evals.answers import read_answers
-from llava_ohd.home import home
+from llava_ohd.home import evaluation_folder, from_home, home
 from llava_ohd.results import write_results
 
 
@@ -35,29 +35,31 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="score these answers instead of answering")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
     parser.add_argument(
-        "--out", type=Path, help="default: with --answers beside them, else eval/ENCODER/pope in the home folder"
+        "--out", type=Path, help="default: eval/ENCODER/pope in the home folder; with --answers FILE, FILE_scored/"
     )
     given = parser.parse_args()
     with exit_on_error():
         folder = home() / "world" if given.set == "world" else Path(given.set)
         questions = pope.read_questions(folder / "pope" if (folder / "pope").is_dir() else folder, given.prefix)
-        beside = given.answers.parent if given.answers else home() / "eval" / Path(given.encoder).name / "pope"
-        out = given.out or beside
+        beside = given.answers.with_name(f"{given.answers.stem}_scored") if given.answers else None
+        out = given.out or beside or evaluation_folder(given.encoder, "pope", given.set != "world")
         source: dict[str, Any] = {}
+        asked: dict[str, Any] = {}  # how answers of others came about is not known
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask
 
             session = Session(given.encoder, given.model, given.images or folder / "images", given.max_new_tokens)
             source = ask(session, questions, out / "answers.jsonl", pope.SUFFIX if given.suffix else "")
+            asked = {"suffix": given.suffix, "max_new_tokens": given.max_new_tokens}
         metrics = pope.score(questions, read_answers(given.answers or out / "answers.jsonl"))
         write_results(
             out / "results.json",
             metrics,
             evaluation="pope",
             rule=pope.RULE,
-            data_set=str(given.set),
+            data_set=from_home(folder),
             n=len(questions),
-            settings={"suffix": given.suffix, "max_new_tokens": given.max_new_tokens, "prefix": given.prefix},
+            settings={"prefix": given.prefix} | asked,
             **source,
         )
         print(f"POPE, {given.answers or given.encoder}, {folder}")

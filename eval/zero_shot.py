@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_jsonl
-from llava_ohd.home import home
+from llava_ohd.home import evaluation_folder, from_home, home
 from llava_ohd.results import write_results
 
 RULE = "nearest kind by the mean of 5 prompts (arXiv 2103.00020 section 3.1; templates of llava_ohd/clip/zero_shot.py)"
@@ -40,10 +40,11 @@ def main() -> None:
         from llava_ohd.clip.zero_shot import metrics, predictions, read_kinds, recognise
 
         objects, kinds = read_kinds(given.instances)
+        own_data = given.instances != parser.get_default("instances")
+        out = given.out or evaluation_folder(given.encoder, "zero_shot", own_data)
         encoder = tower.check(tower.resolve(given.encoder))
         images = Images(given.images, [image.image for image in objects], tower.load_processor(encoder.path))
         found = recognise(tower.load(encoder.path), tower.load_tokenizer(encoder.path), images, objects, kinds)
-        out = given.out or home() / "eval" / Path(given.encoder).name / "zero_shot"
         write_jsonl(out / "predictions.jsonl", predictions(found))
         if several := predictions(found, single=False):
             write_jsonl(out / "predictions_several.jsonl", several)
@@ -52,7 +53,7 @@ def main() -> None:
             metrics(found),
             evaluation="zero_shot",
             rule=RULE,
-            data_set=str(given.instances),
+            data_set=from_home(given.instances),
             n=len(objects),
             encoder={"name": encoder.name, "digest": encoder.digest},
             settings={"kinds": len(kinds)},

@@ -24,6 +24,7 @@ __all__ = [
     "mark_complete",
     "read_json",
     "read_jsonl",
+    "remove_folder",
     "sha256_file",
     "sha256_json",
     "storage_errors",
@@ -120,11 +121,18 @@ def atomic_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            if path.exists():
-                shutil.rmtree(path)
+            remove_folder(path)
             temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that a kill leaves no part of it under its name; does nothing where there is none."""
+    if path.is_dir():
+        doomed = _temporary(path.with_name(f"{path.name}.old"))
+        path.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,9 @@ mix their encoders; else (installed from a wheel) `~/.cache/llava_ohd`.
 import os
 from pathlib import Path
 
-__all__ = ["home"]
+from llava_ohd.errors import LlavaOhdError
+
+__all__ = ["evaluation_folder", "from_home", "home"]
 
 
 def home() -> Path:
@@ -18,3 +20,26 @@ def home() -> Path:
     if (checkout / "pyproject.toml").is_file():
         return checkout / "runs"
     return Path.home() / ".cache" / "llava_ohd"
+
+
+def from_home(path: str | Path) -> str:
+    """Returns a path as results state it: without the part that only this machine has, where it lies in `home()`."""
+    place = Path(path).expanduser().resolve()
+    return str(place.relative_to(home())) if place.is_relative_to(home()) else str(path)
+
+
+def evaluation_folder(encoder: str, evaluation: str, own_data: bool) -> Path:
+    """Returns where the results of an evaluation go when `--out` does not say it.
+
+    Args:
+        encoder: What was given as `--encoder`.
+        evaluation: Such as `pope`.
+        own_data: Whether other data than the embedded world were given.
+
+    Raises:
+        LlavaOhdError: the encoder is no plain name, or the data are others: results of several would lie in one place.
+    """
+    if own_data or encoder != Path(encoder).name:
+        given = "other data than the embedded world" if own_data else f"the folder --encoder {encoder}"
+        raise LlavaOhdError(f"results for {given} need a place of their own; give a folder as --out")
+    return home() / "eval" / encoder / evaluation

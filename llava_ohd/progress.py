@@ -5,6 +5,7 @@ When `$LLAVA_OHD_PROGRESS` names a file, `{"label", "done", "total"}` is written
 stderr if that is a terminal.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -45,8 +46,9 @@ class Progress:
         self._shown = now
         if self._file:
             temporary = self._file.with_suffix(".part")
-            temporary.write_text(json.dumps({"label": self.label, "done": done, "total": self.total}))
-            temporary.replace(self._file)
+            with contextlib.suppress(OSError):  # a full disk is for the work itself to report
+                temporary.write_text(json.dumps({"label": self.label, "done": done, "total": self.total}))
+                temporary.replace(self._file)
         elif sys.stderr.isatty():
             print(f"\r{self._line(now)}\x1b[K", end="\n" if done >= self.total else "", file=sys.stderr, flush=True)
 

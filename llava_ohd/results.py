@@ -6,6 +6,7 @@
 """
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ from llava_ohd.errors import DataFormatError
 from llava_ohd.files import read_json, write_json
 from llava_ohd.records import Metric
 
-__all__ = ["read_results", "versions", "write_results"]
+__all__ = ["differences", "read_results", "versions", "write_results"]
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "pillow", "tokenizers")
 
@@ -88,3 +89,10 @@ def read_results(path: Path) -> dict[str, Any]:
     if missing:
         raise DataFormatError(f"{path} lacks {sorted(missing)}; it is not a results.json of llava_ohd")
     return record
+
+
+def differences(old: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Says which settings of two runs differ; `old` was read from JSON, `now` is JSON-able."""
+    now = json.loads(json.dumps(now))
+    keys = sorted(key for key in old.keys() | now.keys() if old.get(key) != now.get(key))
+    return [f"{key} was {old.get(key)!r}, is {now.get(key)!r}" for key in keys]

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,12 +21,13 @@ from pathlib import Path
 
 from llava_ohd import __version__
 from llava_ohd.code_digest import PACKAGE, code_digest
-from llava_ohd.errors import StageFailed
+from llava_ohd.errors import DataFormatError, StageFailed
 from llava_ohd.files import (
     COMPLETE,
     is_complete,
     mark_complete,
     read_json,
+    remove_folder,
     sha256_file,
     sha256_json,
     storage_errors,
@@ -54,6 +54,7 @@ class Stage:
         reads: Files and folders that it reads beside these; their content counts.
         seconds: Expected wall time on two idle cores; only weighs the progress bar.
         threads: CPU threads of each of its processes.
+        proof: File or folder that must lie in the output at the end: a launcher may be killed and report no error.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     reads: tuple[Path, ...] = ()
     seconds: float = 10.0
     threads: int = 2
+    proof: str = ""
 
 
 def fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
@@ -86,6 +88,8 @@ def _code(command: tuple[str, ...]) -> list[Path]:
 
 
 def _files(place: Path) -> list[Path]:
+    if not place.exists():
+        raise DataFormatError(f"{place} does not exist; give the path of an existing file or folder")
     return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
 
 
@@ -103,13 +107,12 @@ def _without_port(command: tuple[str, ...]) -> list[str]:
     return [command[i] for i in kept]
 
 
-def run_stages(stages: Sequence[Stage], folder: Path, environment: dict[str, str] | None = None) -> None:
+def run_stages(stages: Sequence[Stage], folder: Path) -> None:
     """Runs what is not complete yet, in order, with one progress bar over all.
 
     Args:
         stages: In an order in which every stage comes after those it needs.
         folder: Logs, timings and the lock of the job go here.
-        environment: Added to the environment of every command.
 
     Raises:
         StageFailed: a command failed, or the same job is running already.
@@ -125,10 +128,10 @@ def run_stages(stages: Sequence[Stage], folder: Path, environment: dict[str, str
             # asked anew: an earlier stage may have replaced what this one rests on, or its very folder
             if not made & set(stage.needs) and is_complete(stage.output, prints[stage.name]):
                 continue
-            made.add(stage.name)
             bar.start(number)
-            _clear_stale(stage, prints[stage.name], folder)
-            spent = _run(stage, folder, bar, environment or {})
+            _clear_stale(stage, prints[stage.name], folder, rests_on_new=bool(made & set(stage.needs)))
+            made.add(stage.name)
+            spent = _run(stage, folder, bar)
             mark_complete(stage.output, prints[stage.name])
             _note(folder, stage, spent)
             bar.finish(number, spent["seconds"])
@@ -146,38 +149,52 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _clear_stale(stage: Stage, fingerprint: str, folder: Path) -> None:
+def _clear_stale(stage: Stage, fingerprint: str, folder: Path, rests_on_new: bool) -> None:
     """Removes output that was begun with other commands or inputs, or finished and then damaged or outdated.
 
-    Half-done work of this very stage stays.
+    Half-done work of this very stage stays, unless something that it rests on was made again.
     """
     file = folder / "begun.json"
     begun = read_json(file) if file.is_file() else {}
-    if begun.get(stage.name, fingerprint) != fingerprint or (stage.output / COMPLETE).is_file():
-        shutil.rmtree(stage.output, ignore_errors=True)
+    if rests_on_new or begun.get(stage.name, fingerprint) != fingerprint or (stage.output / COMPLETE).is_file():
+        remove_folder(stage.output)
     write_json(file, begun | {stage.name: fingerprint})
 
 
 def _end_left_over(running: Path) -> None:
-    """Ends the command of a run that was killed, if that very process still leads its group."""
+    """Ends the processes of a run that was killed: the group of its command, also where its leader is gone."""
     if running.is_file():
         with contextlib.suppress(OSError, ValueError, KeyError):
             left = json.loads(running.read_text())
-            if _started(left["group"]) == left["started"]:
-                os.killpg(left["group"], signal.SIGKILL)
+            if left["boot"] == _boot() and _started(left["group"]) in (left["started"], None):
+                _end_group(left["group"])
         running.unlink(missing_ok=True)
 
 
-def _started(process: int) -> str:
-    """Tells a process from a later one with the same number: the machine's start and the process's own."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {Path(f'/proc/{process}/stat').read_text().rsplit(')', 1)[1].split()[19]}"
+def _end_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
-def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -> dict[str, float]:
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _started(process: int) -> str | None:
+    """Returns the start time of a process, which tells it from a later one with the same number; None: it is gone.
+
+    While a group has members, its number is not given to another process.
+    """
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _run(stage: Stage, folder: Path, bar: "_Bar") -> dict[str, float]:
     """Runs the commands of a stage, their output into a log; returns seconds and the peak memory of any process."""
     progress = folder / "logs" / f"{stage.name}.progress"
-    variables = os.environ | environment | {"LLAVA_OHD_PROGRESS": str(progress), "OMP_NUM_THREADS": str(stage.threads)}
+    variables = os.environ | {"LLAVA_OHD_PROGRESS": str(progress), "OMP_NUM_THREADS": str(stage.threads)}
     log, started, peak = folder / "logs" / f"{stage.name}.log", time.monotonic(), 0
     for command in stage.commands:
         progress.unlink(missing_ok=True)
@@ -188,20 +205,25 @@ def _run(stage: Stage, folder: Path, bar: "_Bar", environment: dict[str, str]) -
             child = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True
             )
-        write_json(folder / "running.json", {"group": child.pid, "started": _started(child.pid)})
+        started_at = {"group": child.pid, "started": _started(child.pid), "boot": _boot()}
+        write_json(folder / "running.json", started_at)
         try:
             status, memory = _wait(child.pid, progress, bar)
             child.returncode = status  # waited for here, for the sake of its memory
-            (folder / "running.json").unlink(missing_ok=True)
-        except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
-            raise
+        finally:
+            _end_group(child.pid)  # a launcher that died leaves its ranks
+        (folder / "running.json").unlink(missing_ok=True)
         peak = max(peak, memory)
         if status != 0:
             raise StageFailed(
                 f"{stage.label}: {_reason(log, status)}\n  log: {log}\n  The same command goes on from here."
             )
     progress.unlink(missing_ok=True)
+    if not (stage.output / stage.proof).exists():
+        raise StageFailed(
+            f"{stage.label}: ended without an error, but did not write {stage.output / stage.proof}; a process of it "
+            f"may have been killed\n  log: {log}\n  The same command goes on from here."
+        )
     return {"seconds": time.monotonic() - started, "peak_mib": peak / 1024}
 
 

@@ -7,7 +7,8 @@ Command: python scripts/build_ohd_caps.py --instances runs/world/annotations/ins
              --captions runs/world/annotations/captions_train.json --out runs/world/ohd_caps/train.jsonl
 Cost:    about 400 images a second and process on the world; offline, no GPU.
 
-Leave out the images of every test set: --exclude takes a list of file names, or POPE or OHD-Caps files.
+Leave out the images of every test set: --exclude takes lists of file names, and files of
+POPE, OHD-Caps and COCO.
 Source:  arXiv 2410.03176 section 3; absent objects are chosen as POPE does.
 """
 

@@ -10,6 +10,7 @@ Cost:    about 10 minutes on 2 CPU cores, 2 GB. Killed at any moment, it goes on
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
@@ -33,18 +34,24 @@ def main() -> None:
     """Runs the command."""
     given = _arguments()
     with exit_on_error():
-        from llava_ohd.world.main_job import JobConfig, main_job, photos_job
+        from llava_ohd.world.main_job import JobConfig, main_job, photos_job, register_all, with_photo_models
 
         if given.photos and not given.photos.is_dir():
             print(f"skipped: there is no folder {given.photos}; --photos takes one as llava_ohd/world/photos.py says")
             return
         out = (given.out or (home() / "photos" if given.photos else home())).resolve()
         job = JobConfig(out, given.seed, given.loss).shortened(given.steps)
-        stages = photos_job(job, given.photos, given.tokenizers) if given.photos else main_job(job)
+        if given.photos:
+            job = with_photo_models(job)
+            stages = photos_job(job, given.photos, given.tokenizers or given.photos.resolve().parent / "tokenizers")
+        else:
+            stages = main_job(job)
         # two CPU ranks everywhere: the same job on every machine, and no need of two GPUs
         environment = {"LLAVA_OHD_HOME": str(out), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         write_text(out / "commands.txt", as_shell(stages, environment))
-        run_stages(stages, out / "job", environment)
+        os.environ.update(environment)
+        run_stages(stages, out / "job")
+        register_all(job)
         timings = read_json(out / "job" / "timings.json")
         seconds = sum(row["seconds"] for row in timings.values())
         memory = max(row["peak_mib"] for row in timings.values())

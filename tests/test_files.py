@@ -6,8 +6,35 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from llava_ohd import files
 from llava_ohd.errors import DataFormatError, StorageError
-from llava_ohd.files import atomic_folder, atomic_path, read_json, read_jsonl, write_json, write_jsonl
+from llava_ohd.files import (
+    atomic_folder,
+    atomic_path,
+    read_json,
+    read_jsonl,
+    remove_folder,
+    write_json,
+    write_jsonl,
+)
+
+
+def test_a_folder_that_is_being_removed_is_no_longer_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill in the middle of the removal leaves is not taken for a folder, and goes at the next writing."""
+    folder = tmp_path / "data"
+    with atomic_folder(folder, marker="annotations") as new:
+        (new / "annotations").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        remove_folder(folder)
+    assert not folder.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with atomic_folder(folder, marker="annotations") as new:
+        (new / "annotations").mkdir()
+    remove_folder(folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_round_trip(tmp_path: Path) -> None:

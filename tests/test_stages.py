@@ -109,6 +109,43 @@ def test_a_failing_command_is_named_with_its_error_and_its_log(tmp_path: Path) -
     assert not is_complete(tmp_path / "bad", fingerprints([stage])["bad"])
 
 
+def test_a_command_that_ends_well_without_its_output_is_not_done(tmp_path: Path) -> None:
+    """As DeepSpeed's launcher does when its child was killed."""
+    stage = Stage("a", "making a", ((sys.executable, "-c", "print('fine')"),), tmp_path / "a", proof="ohd.json")
+    for _ in range(2):
+        with pytest.raises(StageFailed, match=r"ended without an error, but did not write .*a/ohd\.json"):
+            run_stages([stage], tmp_path / "job")
+    assert not is_complete(tmp_path / "a", fingerprints([stage])["a"])
+
+
+def test_the_children_of_a_killed_command_end_with_it(tmp_path: Path) -> None:
+    child = "import pathlib, sys, time; time.sleep(2); pathlib.Path(sys.argv[1]).write_text('late')"
+    leader = "import os, signal, subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]); "
+    leader += "os.kill(os.getpid(), signal.SIGKILL)"
+    stage = Stage("a", "a", ((sys.executable, "-c", leader, child, str(tmp_path / "late")),), tmp_path / "a")
+    with pytest.raises(StageFailed, match="was killed by signal 9"):
+        run_stages([stage], tmp_path / "job")
+    time.sleep(2.5)
+    assert not (tmp_path / "late").exists()
+
+
+def test_half_done_work_goes_when_what_it_rests_on_is_made_again(tmp_path: Path) -> None:
+    fails = (
+        sys.executable,
+        "-c",
+        "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'half').touch(); sys.exit(1)",
+        str(tmp_path / "b"),
+    )
+    stages = [counting(tmp_path, "a"), Stage("b", "b", (fails,), tmp_path / "b", ("a",))]
+    with pytest.raises(StageFailed):
+        run_stages(stages, tmp_path / "job")
+    assert (tmp_path / "b/half").exists()
+    (tmp_path / "a/n").unlink()
+    with pytest.raises(StageFailed):  # mkdir of what was not removed would raise FileExistsError
+        run_stages(stages, tmp_path / "job")
+    assert "FileExistsError" not in (tmp_path / "job/logs/b.log").read_text()
+
+
 def test_a_port_is_chosen_anew_and_does_not_make_a_stage_stale(tmp_path: Path) -> None:
     program = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'port').write_text(sys.argv[2])"
     stage = Stage("p", "p", ((sys.executable, "-c", program, str(tmp_path / "p"), PORT),), tmp_path / "p")

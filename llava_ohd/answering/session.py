@@ -6,8 +6,9 @@ from pathlib import Path
 
 from llava_ohd import tower
 from llava_ohd.answering.recorded import answer_to_file, recorded
-from llava_ohd.errors import DataFormatError, ModelFormatError
-from llava_ohd.files import sha256_json
+from llava_ohd.errors import DataFormatError, ImageError, ModelFormatError
+from llava_ohd.files import sha256_file, sha256_json
+from llava_ohd.home import from_home
 from llava_ohd.records import Question
 
 __all__ = ["Session", "ask"]
@@ -66,7 +67,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
         )
     asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
     decoding = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
-    run = sha256_json({"model": folder.digest, "images": str(session.images.resolve())} | decoding)
+    pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
+    run = sha256_json({"model": folder.digest, "images": pictures} | decoding)
     if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
         from llava_ohd.answering.engine import load
 
@@ -82,5 +84,11 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
         )
     return {
         "encoder": {"name": session.encoder, "digest": encoder.digest},
-        "model": {"path": str(folder.path), "digest": folder.digest},
+        "model": {"path": from_home(folder.path), "digest": folder.digest},
     }
+
+
+def _picture_sha256(file: Path) -> str:
+    if not file.is_file():
+        raise ImageError(f"image {file} does not exist; check the image folder that was given")
+    return sha256_file(file)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.home import home
+from llava_ohd.results import differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +111,7 @@ def finetune(config: FinetuneConfig) -> Path:
     source = tower.check(tower.resolve(config.encoder))
     settings = _settings(config, source.path)
     if not _made_with(config.out, settings):
+        _refuse_other(config.out, settings)
         _train(config, settings, source)
     remove_checkpoints(config.out)
     if config.register:
@@ -139,6 +141,16 @@ def _made_with(out: Path, settings: dict[str, Any]) -> bool:
         return record.get("config") == settings and bool(read_json(out / "curve.json"))
     except (EncoderNotFound, EncoderFormatError, DataFormatError):
         return False
+
+
+def _refuse_other(out: Path, settings: dict[str, Any]) -> None:
+    """Raises where OUT holds an encoder made with other settings, which would be lost."""
+    record = out / "encoder" / "ohd.json"
+    if record.is_file() and (changed := differences(read_json(record).get("config", {}), settings)):
+        raise EncoderFormatError(
+            f"{out / 'encoder'} was made with other settings: {'; '.join(changed[:4])}. Give another --out and --name, "
+            "or remove it to make it again"
+        )
 
 
 def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from llava_ohd import tower
 from llava_ohd.errors import DataFormatError, ModelNotFound
 
-__all__ = ["check_paths", "translate"]
+__all__ = ["check_paths", "separated", "translate"]
 
 _RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -19,11 +19,16 @@ _RENAMED = {
 _DROPPED = ("save_safetensors", "overwrite_output_dir", "logging_dir")
 
 
+def separated(arguments: list[str]) -> list[str]:
+    """Returns a command line in which every flag stands apart from its value: `--flag=value` becomes two parts."""
+    return [part for given in arguments for part in (given.split("=", 1) if given.startswith("--") else [given])]
+
+
 def translate(arguments: list[str], cuda: bool) -> tuple[list[str], list[str]]:
     """Translates the flags of LLaVA's scripts that transformers 5 does not take.
 
     Args:
-        arguments: A command line without the program; `--flag value` or `--flag=value`.
+        arguments: A command line without the program, `separated`.
         cuda: Whether there is a GPU.
 
     Returns:
@@ -32,7 +37,7 @@ def translate(arguments: list[str], cuda: bool) -> tuple[list[str], list[str]]:
     kept: list[str] = []
     notes: list[str] = []
     dropping = False
-    for part in (part for given in arguments for part in (given.split("=", 1) if given.startswith("--") else [given])):
+    for part in arguments:
         if part.startswith("--"):
             name = part.removeprefix("--")
             dropping = name in _DROPPED or (name == "tf32" and not cuda)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from llava_ohd.errors import LlavaOhdError, StageFailed
 
-__all__ = ["leave", "prepare_deepspeed", "quiet", "said_once"]
+__all__ = ["has_gpu", "leave", "prepare_deepspeed", "quiet", "said_once"]
 
 
 @contextmanager
@@ -30,6 +30,15 @@ def said_once() -> Iterator[None]:
             raise
         time.sleep(5)
         raise StageFailed("another rank stopped; it says why") from error
+
+
+def has_gpu() -> bool:
+    """Says whether to use a GPU; not where `DS_ACCELERATOR=cpu` asks for none. It must come before torch is used."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # DeepSpeed's launcher numbers CPU ranks in this variable
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def prepare_deepspeed(cuda: bool) -> None:

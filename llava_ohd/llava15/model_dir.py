@@ -11,6 +11,7 @@ ohd.json, written last: {"format": 1, "kind": "llava", "stage", "encoder": {"pat
 Source: haotian-liu/LLaVA model/builder.py, train/train.py `safe_save_model_for_hf_trainer` @ c121f04.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,8 +139,8 @@ def write(folder: Path, weights: Mapping[str, torch.Tensor], record: dict[str, A
     adapter = {name: weight for name, weight in tensors.items() if ".lora_" in name}
     rest = {name: weight for name, weight in tensors.items() if name not in adapter}
     stem = "non_lora_trainables" if record["stage"] == "lora" else "mm_projector"
-    with atomic_path(folder / f"{stem}.bin") as temporary:
-        torch.save(rest, temporary)
+    with atomic_path(folder / f"{stem}.bin") as temporary, temporary.open("wb") as file:
+        torch.save(rest, file)  # given a path, it would write that name into the file
     files = {f"{stem}.safetensors": rest}
     if record["stage"] == "lora":
         files["adapter_model.safetensors"] = adapter
@@ -275,7 +276,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ModelFormatError(f"{file} is truncated or damaged ({error}); copy it again, or train it again") from error
 
 

@@ -8,14 +8,14 @@ One process, or one per GPU (deepspeed, torchrun); without GPU the ranks talk by
 Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
-from llava_ohd.llava15.flags import check_paths, translate
-from llava_ohd.llava15.launch import prepare_deepspeed, quiet, said_once
+from llava_ohd.llava15.flags import check_paths, separated, translate
+from llava_ohd.llava15.launch import has_gpu, prepare_deepspeed, quiet, said_once
+from llava_ohd.results import differences
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +43,9 @@ def train(arguments: list[str], description: str = "") -> Path | None:
         LlavaOhdError: any of its kinds; the message says what mends it.
     """
     with said_once():
+        arguments = separated(arguments)
         check_paths(arguments)
-        import torch
-
-        cuda = torch.cuda.is_available()
+        cuda = has_gpu()
         arguments, notes = translate(arguments, cuda)
         prepare_deepspeed(cuda)
         quiet()
@@ -123,13 +122,7 @@ class Run:
         for file in sorted([self.folder / "ohd.json", *self.folder.glob("checkpoint-*/ohd.json")]):
             if not file.is_file():
                 continue
-            old, now = identity(read_json(file)), json.loads(json.dumps(identity(self.record)))
-            changed = [
-                f"{key} was {old.get(key)!r}, is {now.get(key)!r}"
-                for key in sorted(old.keys() | now.keys())
-                if old.get(key) != now.get(key)
-            ]
-            if changed:
+            if changed := differences(identity(read_json(file)), identity(self.record)):
                 raise ModelFormatError(
                     f"{file.parent} was made by another run: {'; '.join(changed[:4])}. Give the old values to go on, "
                     f"another --output_dir, or remove {self.folder} to start again"
@@ -212,6 +205,9 @@ class Run:
 
         given = self.model.vision_tower
         name = given if given in tower.registered() or not Path(given).is_dir() else self.encoder.name
+        if tower.registered().get(name, {}).get("digest", self.encoder.digest) != self.encoder.digest:
+            self.say(f"not registered: {name!r} is another encoder; evaluate with --encoder PATH --model {self.folder}")
+            return
         with without_zero3():
             tower.register(name, self.encoder.path, model=self.folder)
         self.say(f"registered as the model of encoder {name!r}")

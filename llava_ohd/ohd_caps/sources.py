@@ -1,10 +1,10 @@
 """Other sources than COCO files: rows of captions with objects, and lists of images to leave out."""
 
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.files import read_jsonl
+from llava_ohd.files import read_json, read_jsonl
 from llava_ohd.ohd_caps.coco import CocoImage, Instance
 
 __all__ = ["image_key", "read_captioned_objects", "read_exclusions", "read_vocabulary"]
@@ -45,17 +45,27 @@ def image_key(file_name: str) -> str:
 
 
 def read_exclusions(path: Path) -> set[str]:
-    """Reads keys of images to leave out: file names one per line, or rows with `image` or `file_path` (POPE, OHD-Caps).
+    """Reads keys of images to leave out: names one per line, rows of POPE or OHD-Caps, or the images of a COCO file.
 
     Raises:
         DataFormatError: missing or empty file, or rows without an image.
     """
     if path.suffix not in (".json", ".jsonl"):
         return {image_key(name) for name in _read_lines(path)}
-    found = [row.get("image", row.get("file_path")) for row in read_jsonl(path)]
+    rows = _coco_images(path) or read_jsonl(path)
+    found = [row.get("image", row.get("file_path", row.get("file_name"))) for row in rows]
     if not _are_texts(found):
         raise DataFormatError(f"{path} has rows without image or file_path; give a .txt file, one image name per line")
     return {image_key(name) for name in found}
+
+
+def _coco_images(path: Path) -> list[dict[str, Any]]:
+    """Returns `images` of a COCO file; nothing where it is another file."""
+    try:
+        record = read_json(path)
+    except DataFormatError:  # JSON Lines, or nothing at all, which the caller will say
+        return []
+    return record.get("images", []) if isinstance(record, dict) else []
 
 
 def read_vocabulary(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
+from llava_ohd.home import from_home
 from llava_ohd.report.benchmarks import BENCHMARKS, Benchmark, Measure, Run, Truth
 from llava_ohd.report.statistics import RESAMPLES, PairedBootstrap, holm, mcnemar
 from llava_ohd.results import versions
@@ -231,5 +232,5 @@ def _who(runs: Sequence[Run]) -> dict[str, Any]:
         "names": sorted({encoder["name"] for encoder in asked or encoders if encoder.get("name")}),
         "digests": sorted({encoder["digest"] for encoder in encoders if encoder.get("digest")}),
         "models": [model for place, model in enumerate(models) if model not in models[:place]],
-        "folders": sorted({str(run.folder.parent) for run in runs}),
+        "folders": sorted({from_home(run.folder.parent) for run in runs}),
     }

@@ -5,6 +5,7 @@ assets/mini_llama/   Llama directory; its Vicuna
 assets/manifest.json configuration, fingerprint of the world they were trained in, SHA-256 of every file
 """
 
+import hashlib
 import itertools
 import json
 import random
@@ -16,29 +17,29 @@ from typing import Any
 from llava_ohd import tower
 from llava_ohd.errors import DataFormatError
 from llava_ohd.files import atomic_folder, read_json, sha256_file, sha256_json, write_json
+from llava_ohd.world import ASSETS
 from llava_ohd.world.captions import captions
+from llava_ohd.world.kinds import KINDS
 from llava_ohd.world.language import conversations, first_lessons
 from llava_ohd.world.mini_clip import MiniClipConfig, train_mini_clip, write_clip_files
 from llava_ohd.world.mini_llama import MiniLlamaConfig, train_mini_llama
-from llava_ohd.world.scenes import sample_scene
+from llava_ohd.world.scenes import render, sample_scene, single_object_scene
 
-__all__ = ["ASSETS", "MINI_CLIP", "MINI_LLAMA", "build_assets", "check_assets", "world_fingerprint"]
-
-ASSETS = Path(__file__).resolve().parent / "assets"
-MINI_CLIP = ASSETS / "mini_clip"
-MINI_LLAMA = ASSETS / "mini_llama"
+__all__ = ["build_assets", "check_assets", "world_fingerprint"]
 
 
 def world_fingerprint() -> str:
-    """Returns a hash of what the world's generators produce: scenes, captions, conversations.
+    """Returns a hash of what the world's generators produce: scenes and their pixels, captions, conversations.
 
     A change of the generators changes it, so that models trained in another world are noticed.
     """
     rng = random.Random("fingerprint")
     scenes = [sample_scene(rng) for _ in range(50)]
+    pictures = [*scenes, *(single_object_scene(kind, rng) for kind in KINDS)]
     return sha256_json(
         [
             [str(scene) for scene in scenes],
+            hashlib.sha256(b"".join(render(scene).tobytes() for scene in pictures)).hexdigest(),
             [captions(scene, rng) for scene in scenes],
             list(itertools.islice(first_lessons(0), 50)),
             list(itertools.islice(conversations(0), 50)),

@@ -7,9 +7,10 @@ objects well, yet is never punished for an object too many, a small one missing,
 
 import random
 
+from llava_ohd.ohd_caps.grammar import enumerate_phrases
 from llava_ohd.world.scenes import Scene, SceneObject
 
-__all__ = ["CAPTIONS_PER_IMAGE", "article", "captions", "describe", "join_phrases"]
+__all__ = ["CAPTIONS_PER_IMAGE", "article", "captions", "describe"]
 
 CAPTIONS_PER_IMAGE = 5
 FULL = 0.2  # share of captions that name every object; the others name the largest only
@@ -34,13 +35,6 @@ def article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def join_phrases(phrases: list[str]) -> str:
-    """Joins phrases as in "a, b and c"."""
-    if len(phrases) == 1:
-        return phrases[0]
-    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
-
-
 def _phrase(item: SceneObject, coloured: bool, sized: bool) -> str:
     words = [("large" if item.is_large else "small") if sized else "", item.colour if coloured else "", item.kind]
     return article(" ".join(word for word in words if word))
@@ -49,7 +43,7 @@ def _phrase(item: SceneObject, coloured: bool, sized: bool) -> str:
 def _caption(scene: Scene, full: bool, rng: random.Random) -> str:
     coloured, sized = rng.random() < COLOURED, rng.random() < SIZED
     named = scene.objects if full else scene.objects[:1]
-    return rng.choice(_TEMPLATES).format(join_phrases([_phrase(item, coloured, sized) for item in named]))
+    return rng.choice(_TEMPLATES).format(enumerate_phrases([_phrase(item, coloured, sized) for item in named]))
 
 
 def captions(scene: Scene, rng: random.Random) -> list[str]:
@@ -67,4 +61,4 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
 
 def describe(scene: Scene) -> str:
     """Describes every object with its colour, from left to right."""
-    return join_phrases([_phrase(item, True, False) for item in sorted(scene.objects, key=lambda item: item.left)])
+    return enumerate_phrases([_phrase(item, True, False) for item in sorted(scene.objects, key=lambda item: item.left)])

@@ -8,21 +8,17 @@ language model hallucinates: objects of one theme go together, popular ones are 
 import random
 from collections.abc import Iterator
 
-from llava_ohd.world.captions import article, captions, describe
+from llava_ohd.evals.pope_questions import question_text
+from llava_ohd.world.captions import captions, describe
 from llava_ohd.world.kinds import KINDS, THEMES, theme_of
 from llava_ohd.world.scenes import IMAGE_SIZE, Scene, sample_scene
 
-__all__ = ["DESCRIBE_PROMPTS", "conversations", "first_lessons", "question"]
+__all__ = ["DESCRIBE_PROMPTS", "conversations", "first_lessons"]
 
 DESCRIBE_PROMPTS = ("Describe this image.", "What is in the image?", "Describe the image briefly.")
 TOLD_FULLY, TOLD_PARTLY = 0.75, 0.15  # shares; the rest is told nothing
 QUESTIONS = (3, 6)  # yes/no questions per conversation
 _GRID = 4  # the scene may be told square by square, as the tower's patches will tell it
-
-
-def question(kind: str) -> str:
-    """Returns POPE's question about a kind."""
-    return f"Is there {article(kind)} in the image?"
 
 
 def _phrases(scene: Scene, rng: random.Random) -> str:
@@ -55,10 +51,10 @@ def _asked(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """Draws one yes/no question: half yes, a third of the absent kinds from a theme of the scene."""
     present = [item.kind for item in scene.objects]
     if rng.random() < 0.5:
-        return question(rng.choice(present)), "Yes"
+        return question_text(rng.choice(present)), "Yes"
     pool = THEMES[theme_of(rng.choice(present))] if rng.random() < 0.5 else KINDS
     absent = [kind for kind in pool if kind not in present] or [kind for kind in KINDS if kind not in present]
-    return question(rng.choice(absent)), "No"
+    return question_text(rng.choice(absent)), "No"
 
 
 def first_lessons(seed: int) -> Iterator[tuple[str, str]]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_ohd.stages import PORT, Stage
-from llava_ohd.world.assets import MINI_CLIP, MINI_LLAMA
+from llava_ohd.world import MINI_CLIP, MINI_LLAMA
 
-__all__ = ["ENCODERS", "JobConfig", "main_job", "photos_job"]
+__all__ = ["ENCODERS", "JobConfig", "main_job", "photos_job", "register_all", "with_photo_models"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 ZERO2 = CHECKOUT / "zero_configs/zero2.json"
+REPORT_PAGE = CHECKOUT / "llava_ohd/report/page.html"
 ENCODERS = ("openai", "ours")
 
 
@@ -65,7 +66,9 @@ def _deepspeed(name: str, *arguments: object) -> tuple[str, ...]:
 def _data(job: JobConfig, *commands: tuple[str, ...], reads: tuple[Path, ...]) -> Stage:
     """Writes the data folder, and makes the stock encoder known as `openai`."""
     register = _python("-m", "llava_ohd.tower", "register", "openai", job.stock)
-    return Stage("data", "making the data", (*commands, register), job.home / "world", reads=reads, seconds=20)
+    return Stage(
+        "data", "making the data", (*commands, register), job.home / "world", reads=reads, seconds=20, proof="pope"
+    )
 
 
 def _captions(job: JobConfig, splits: tuple[str, ...]) -> Stage:
@@ -80,7 +83,7 @@ def _captions(job: JobConfig, splits: tuple[str, ...]) -> Stage:
         for split in splits
     ]
     label = "building OHD-Caps: 27 negative captions per image"
-    return Stage("captions", label, tuple(commands), data / "ohd_caps", needs=("data",), seconds=12)
+    return Stage("captions", label, tuple(commands), data / "ohd_caps", ("data",), seconds=12, proof="train.jsonl")
 
 
 def _encoder(job: JobConfig) -> Stage:
@@ -91,7 +94,8 @@ def _encoder(job: JobConfig) -> Stage:
         *("--out", out, "--name", "ours", "--loss", job.loss, "--learning_rate", 8e-4),
         *("--batch_size", 64, "--negatives", 13, "--max_steps", job.encoder_steps, "--seed", job.seed),
     )
-    return Stage("encoder", "fine-tuning the encoder on OHD-Caps", (command,), out, needs=("captions",), seconds=120)
+    label = "fine-tuning the encoder on OHD-Caps"
+    return Stage("encoder", label, (command,), out, ("captions",), seconds=120, proof="encoder/ohd.json")
 
 
 def _source(encoder: str) -> tuple[str, ...]:
@@ -106,7 +110,8 @@ def _ohd_caps(job: JobConfig, encoder: str, rows: Path) -> Stage:
         *("--encoder", encoder, "--data", rows, "--images", data / "images", "--out", out, "--seed", job.seed),
     )
     label = f"caption accuracy of {encoder}"
-    return Stage(f"ohd_caps-{encoder}", label, (command,), out, needs=("captions", *_source(encoder)), seconds=15)
+    needs = ("captions", *_source(encoder))
+    return Stage(f"ohd_caps-{encoder}", label, (command,), out, needs, seconds=12, proof="results.json")
 
 
 def _zero_shot(job: JobConfig, encoder: str) -> Stage:
@@ -117,7 +122,8 @@ def _zero_shot(job: JobConfig, encoder: str) -> Stage:
         *("--images", data / "images", "--out", out),
     )
     label = f"zero-shot object recognition of {encoder}"
-    return Stage(f"zero_shot-{encoder}", label, (command,), out, needs=("data", *_source(encoder)), seconds=8)
+    needs = ("data", *_source(encoder))
+    return Stage(f"zero_shot-{encoder}", label, (command,), out, needs, seconds=6, proof="results.json")
 
 
 def _model(job: JobConfig, encoder: str, stage: str) -> Path:
@@ -140,7 +146,7 @@ def _projector(job: JobConfig, encoder: str) -> Stage:
     )
     label = f"LLaVA on {encoder}, stage projector (ZeRO-2, 2 ranks)"
     needs = ("data", *_source(encoder))
-    return Stage(f"projector-{encoder}", label, (command,), out, needs, (ZERO2,), seconds=75, threads=1)
+    return Stage(f"projector-{encoder}", label, (command,), out, needs, (ZERO2,), 80, threads=1, proof="ohd.json")
 
 
 def _lora(job: JobConfig, encoder: str) -> Stage:
@@ -157,7 +163,8 @@ def _lora(job: JobConfig, encoder: str) -> Stage:
         *("--train_sampling_strategy", "group_by_length", "--save_steps", 50, "--seed", job.seed),
     )
     label = f"LLaVA on {encoder}, stage lora (ZeRO-2, 2 ranks)"
-    return Stage(f"lora-{encoder}", label, (command,), out, needs=(f"projector-{encoder}",), seconds=85, threads=1)
+    needs = (f"projector-{encoder}",)
+    return Stage(f"lora-{encoder}", label, (command,), out, needs, (ZERO2,), 85, threads=1, proof="ohd.json")
 
 
 def _answers(job: JobConfig, encoder: str, evaluation: str, *arguments: object, root: str = "eval") -> Stage:
@@ -166,7 +173,7 @@ def _answers(job: JobConfig, encoder: str, evaluation: str, *arguments: object, 
     command = _script(f"eval/{evaluation}.py", "--encoder", encoder, *arguments, "--out", out)
     label = f"{evaluation.upper()} of LLaVA on {encoder}"
     name = evaluation if root == "eval" else f"{evaluation}-{root}"
-    return Stage(f"{name}-{encoder}", label, (command,), out, needs=(f"lora-{encoder}",), seconds=10)
+    return Stage(f"{name}-{encoder}", label, (command,), out, (f"lora-{encoder}",), seconds=8, proof="results.json")
 
 
 def _report(job: JobConfig, evaluations: tuple[str, ...], *arguments: object, root: str = "eval") -> Stage:
@@ -180,7 +187,7 @@ def _report(job: JobConfig, evaluations: tuple[str, ...], *arguments: object, ro
     )
     needs = tuple(f"{evaluation}-{encoder}" for evaluation in evaluations for encoder in ENCODERS)
     label = "comparing, with intervals and significance"
-    return Stage(out.name, label, (command,), out, needs=needs, seconds=10)
+    return Stage(out.name, label, (command,), out, needs, (REPORT_PAGE,), seconds=4, proof="report.html")
 
 
 def main_job(job: JobConfig) -> list[Stage]:
@@ -201,25 +208,40 @@ def main_job(job: JobConfig) -> list[Stage]:
     return [*stages, _report(job, ("ohd_caps", "zero_shot", "pope", "chair"))]
 
 
-def photos_job(job: JobConfig, photos: Path, tokenizers: Path | None) -> list[Stage]:
+def register_all(job: JobConfig) -> None:
+    """Makes both encoders and their models known again, where the register says something else after a finished job."""
+    from llava_ohd import tower
+
+    for name, place in (("openai", job.stock), ("ours", job.home / "clip/encoder")):
+        model = _model(job, name, "lora")
+        row = tower.registered().get(name, {})
+        if (row.get("path"), row.get("model")) != (str(place.resolve()), str(model.resolve())):
+            tower.register(name, place, model)
+
+
+def with_photo_models(job: JobConfig) -> JobConfig:
+    """Returns the job with the stock encoder and the language model that the first stage on photos trains."""
+    models = job.home / "world/models"
+    return replace(job, stock=models / "clip", language_model=models / "llama")
+
+
+def photos_job(job: JobConfig, photos: Path, tokenizers: Path) -> list[Stage]:
     """Returns the same stages on a folder of photos, with the real tokenizers and models trained on these photos.
 
     Args:
-        job: Its stock encoder and language model are replaced by those that the first stage makes.
+        job: `with_photo_models`.
         photos: Layout as in `llava_ohd.world.photos`.
-        tokenizers: Real tokenizers; None: `tokenizers/` beside the photos.
+        tokenizers: Folder of the real tokenizers.
     """
     data, models = job.home / "world", job.home / "world/models"
-    job = replace(job, stock=models / "clip", language_model=models / "llama")
     build = _script(
         "scripts/build_photos.py",
-        *("--photos", photos.resolve(), *(("--tokenizers", tokenizers.resolve()) if tokenizers else ())),
+        *("--photos", photos.resolve(), "--tokenizers", tokenizers.resolve()),
         *("--data", data, "--models", models, "--seed", job.seed),
     )
     rows = data / "ohd_caps_real/test.jsonl"
     sets = {"coco128": "eval", "aokvqa": "aokvqa"}
-    reads = (photos, *((tokenizers,) if tokenizers else ()))
-    stages = [_data(job, build, reads=reads), _captions(job, ("train",)), _encoder(job)]
+    stages = [_data(job, build, reads=(photos, tokenizers)), _captions(job, ("train",)), _encoder(job)]
     stages += [_ohd_caps(job, encoder, rows) for encoder in ENCODERS]
     for encoder in ENCODERS:
         stages += [_projector(job, encoder), _lora(job, encoder)]

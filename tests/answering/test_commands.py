@@ -92,6 +92,38 @@ def test_pope_answers_scores_and_does_not_answer_twice(
     assert read_results(out / "results.json")["metrics"] == results["metrics"]
 
 
+def test_an_image_that_changed_is_asked_about_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("chair.py", monkeypatch, "--max_new_tokens", 4)
+    answers = world.parent / "eval/ours/chair/answers.jsonl"
+    before = [json.loads(line)["metadata"]["run"] for line in answers.read_text().splitlines()]
+    Image.new("RGB", (40, 30), "green").save(world / "images/test/1.png")
+    run("chair.py", monkeypatch, "--max_new_tokens", 4)
+    after = [json.loads(line)["metadata"]["run"] for line in answers.read_text().splitlines()]
+    assert not set(before) & set(after)
+
+
+def test_scoring_a_file_leaves_the_results_beside_it_alone(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("pope.py", monkeypatch, "--max_new_tokens", 4)
+    out = world.parent / "eval/ours/pope"
+    before = (out / "results.json").read_bytes()
+    run("pope.py", monkeypatch, "--answers", out / "answers.jsonl")
+    scored = read_results(out / "answers_scored/results.json")
+    assert (out / "results.json").read_bytes() == before
+    assert scored["metrics"] == json.loads(before)["metrics"]
+    assert scored["model"] is None
+    assert "max_new_tokens" not in scored["settings"]
+
+
+@pytest.mark.parametrize("name", ["pope.py", "chair.py"])
+def test_results_of_several_encoders_or_sets_never_share_a_place(
+    name: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (("--encoder", tower.resolve("ours")), ("--set", world)):
+        with pytest.raises(SystemExit):
+            run(name, monkeypatch, *arguments)
+        assert "give a folder as --out" in capsys.readouterr().err
+
+
 def test_chair_describes_and_scores(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run("chair.py", monkeypatch, "--encoder", "ours", "--max_new_tokens", 4, "--out", tmp_path / "out")
     assert read_results(tmp_path / "out/results.json")["n"] == 2

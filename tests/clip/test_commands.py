@@ -39,8 +39,8 @@ def test_finetune_then_measure_by_name(
         f"encoder: {tmp_path / 'run' / 'encoder'}",
         f"curve:   {tmp_path / 'run' / 'curve.json'}",
     ]
-    run(monkeypatch, "eval/ohd_caps.py", "--encoder", "mine", *data)
     out = home() / "eval" / "mine" / "ohd_caps"
+    run(monkeypatch, "eval/ohd_caps.py", "--encoder", "mine", *data, "--out", out)
     assert capsys.readouterr().out.splitlines()[-1] == f"results: {out / 'results.json'}"
     record, rows = json.loads((out / "results.json").read_text()), read_lines(out / "predictions.jsonl")
     metrics = {name: row["value"] for name, row in record["metrics"].items()}

@@ -19,7 +19,7 @@ from llava_ohd.clip.batching import image_names
 from llava_ohd.clip.embedding import Images
 from llava_ohd.clip.loss import LossConfig, clip_loss
 from llava_ohd.clip.train import FinetuneConfig, finetune
-from llava_ohd.errors import DataFormatError, EncoderNotFound, ImageError, StageFailed, StorageError
+from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound, ImageError, StageFailed, StorageError
 from llava_ohd.ohd_caps.readers import read_rows
 
 
@@ -174,13 +174,21 @@ def test_a_finished_run_is_not_repeated_unless_something_changed(
     finetune(replace(config, name="other"))
     assert calls == []
     assert tower.resolve("other") == tower.resolve("ours")
-    finetune(replace(config, seed=5))
+    finetune(replace(config, seed=5, out=config.out / "fifth"))
+    shutil.rmtree(config.out / "encoder")
+    finetune(replace(config, seed=6))
+    assert calls == [5, 6]
+
+
+def test_an_encoder_made_with_other_settings_is_not_overwritten(config: FinetuneConfig) -> None:
+    digest = tower.check(finetune(config)).digest
+    with pytest.raises(EncoderFormatError, match=r"other settings: seed was 0, is 5\. Give another --out"):
+        finetune(replace(config, seed=5))
     rows = config.data.read_text().splitlines(keepends=True)
     config.data.write_text("".join(rows[::-1]))
-    finetune(replace(config, seed=5))
-    shutil.rmtree(config.out / "encoder")
-    finetune(replace(config, seed=5))
-    assert calls == [5, 5, 5]
+    with pytest.raises(EncoderFormatError, match="data_sha256 was"):
+        finetune(config)
+    assert tower.check(config.out / "encoder").digest == digest
 
 
 def test_the_best_checkpoint_on_dev_is_taken(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:

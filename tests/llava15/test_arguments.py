@@ -7,7 +7,7 @@ import pytest
 
 from llava_ohd.errors import DataFormatError, EncoderNotFound, LlavaOhdError, ModelNotFound
 from llava_ohd.llava15.arguments import flags, parse
-from llava_ohd.llava15.flags import check_paths, translate
+from llava_ohd.llava15.flags import check_paths, separated, translate
 
 ZERO = Path(__file__).parents[2] / "zero_configs"
 # scripts/v1_5/pretrain.sh and finetune_lora.sh of LLaVA @ c121f04: every flag, in their order
@@ -72,7 +72,7 @@ def test_llavas_lora_command_parses() -> None:
 
 def test_translation_keeps_what_it_does_not_know() -> None:
     given = ["--logging_dir=x y", "--warmup_ratio=0.1", "--save_safetensors", "--report_to", "wandb", "tensorboard"]
-    arguments, notes = translate(given, cuda=True)
+    arguments, notes = translate(separated(given), cuda=True)
     assert arguments == ["--warmup_steps", "0.1", "--report_to", "wandb", "tensorboard"]
     assert len(notes) == 3
     assert translate(["--tf32", "True"], cuda=True)[0] == ["--tf32", "True"]

@@ -7,7 +7,7 @@ import pytest
 from llava_ohd.errors import DataFormatError, ModelFormatError, ModelNotFound
 from llava_ohd.llava15.conversation import IGNORE, IMAGE, IMAGE_TOKEN, SYSTEM, encode, encode_question
 from llava_ohd.llava15.tokenizer import SentencePieceTokenizer, load_tokenizer
-from llava_ohd.world.assets import MINI_LLAMA
+from llava_ohd.world import MINI_LLAMA
 
 REAL = Path(__file__).parents[2].parent / "shared/data/tokenizers/llama"
 TURNS = {

@@ -111,6 +111,15 @@ def test_excluded_images_and_images_without_objects_are_left_out() -> None:
     assert [row.image for row in rows] == [image.file_name for image in pictures[1:20]]
 
 
+def test_images_to_leave_out_are_read_from_lists_questions_and_coco_files(tmp_path: Path) -> None:
+    list_, questions, coco = tmp_path / "l.txt", tmp_path / "q.json", tmp_path / "instances_val2014.json"
+    list_.write_text("COCO_val2014_000000000001.jpg\n")
+    questions.write_text('{"image": "COCO_val2014_000000000001.jpg", "text": "?"}\n' * 2)
+    coco.write_text(json.dumps({"images": [{"id": 1, "file_name": "COCO_val2014_000000000001.jpg"}]}, indent=1))
+    for path in (list_, questions, coco):
+        assert read_exclusions(path) == {image_key("train2017/000000000001.jpg")}, path
+
+
 def test_objects_that_only_the_caption_names_are_present() -> None:
     pictures = [CocoImage("a.png", (Instance("cup", (0, 0, 1, 1)),), ("a cup and a sofa",)), *images(20)]
     row = build_rows(pictures, BuildConfig(), vocabulary=["sofa"])[0]

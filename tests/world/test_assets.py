@@ -10,7 +10,8 @@ import torch
 
 from llava_ohd import tower
 from llava_ohd.errors import DataFormatError
-from llava_ohd.world.assets import ASSETS, MINI_CLIP, build_assets, check_assets
+from llava_ohd.world import ASSETS, MINI_CLIP
+from llava_ohd.world.assets import build_assets, check_assets
 from llava_ohd.world.mini_clip import MiniClipConfig
 from llava_ohd.world.mini_llama import MiniLlamaConfig
 

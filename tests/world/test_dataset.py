@@ -71,6 +71,6 @@ def test_same_seed_same_files(world: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_images_for_pope_leave_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(DataFormatError, match="images have at least 3 objects, 300 are wanted"):
+    with pytest.raises(DataFormatError, match="images have at least 3 objects, 500 are wanted"):
         write_world(tmp_path / "world", WorldConfig(train=5, dev=1, test=5, zero_shot=20))
     assert list(tmp_path.iterdir()) == []
