@@ -34,7 +34,7 @@ def main() -> None:
     """Runs the command."""
     given = _arguments()
     with exit_on_error():
-        from llava_ohd.world.main_job import JobConfig, main_job, photos_job, register_all, with_photo_models
+        from llava_ohd.world.main_job import JobConfig, main_job, on_photos, photos_job, register_all
 
         if given.photos and not given.photos.is_dir():
             print(f"skipped: there is no folder {given.photos}; --photos takes one as llava_ohd/world/photos.py says")
@@ -42,7 +42,7 @@ def main() -> None:
         out = (given.out or (home() / "photos" if given.photos else home())).resolve()
         job = JobConfig(out, given.seed, given.loss).shortened(given.steps)
         if given.photos:
-            job = with_photo_models(job)
+            job = on_photos(job)
             stages = photos_job(job, given.photos, given.tokenizers or given.photos.resolve().parent / "tokenizers")
         else:
             stages = main_job(job)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_ohd.world.main_job import ENCODERS, JobConfig, main_job, photos_job, with_photo_models
+from llava_ohd.world.main_job import ENCODERS, JobConfig, main_job, on_photos, photos_job
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS = ("--steps", "0.02")
@@ -39,7 +39,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 300)
 @pytest.mark.parametrize("photos", [False, True])
 def test_every_stage_comes_after_those_it_needs(tmp_path: Path, photos: bool) -> None:
     job = JobConfig(tmp_path)
-    stages = photos_job(with_photo_models(job), tmp_path, tmp_path) if photos else main_job(job)
+    stages = photos_job(on_photos(job), tmp_path, tmp_path) if photos else main_job(job)
     seen: set[str] = set()
     for stage in stages:
         assert set(stage.needs) <= seen

@@ -11,7 +11,7 @@ from pathlib import Path
 from llava_ohd.stages import PORT, Stage
 from llava_ohd.world import MINI_CLIP, MINI_LLAMA
 
-__all__ = ["ENCODERS", "JobConfig", "main_job", "photos_job", "register_all", "with_photo_models"]
+__all__ = ["ENCODERS", "JobConfig", "main_job", "on_photos", "photos_job", "register_all"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 ZERO2 = CHECKOUT / "zero_configs/zero2.json"
@@ -219,17 +219,20 @@ def register_all(job: JobConfig) -> None:
             tower.register(name, place, model)
 
 
-def with_photo_models(job: JobConfig) -> JobConfig:
-    """Returns the job with the stock encoder and the language model that the first stage on photos trains."""
+def on_photos(job: JobConfig) -> JobConfig:
+    """Returns the job with the models that the first stage on photos trains, and a quarter of the steps.
+
+    Steps on photographs cost more, and a thousand of them teach little in any number of steps.
+    """
     models = job.home / "world/models"
-    return replace(job, stock=models / "clip", language_model=models / "llama")
+    return replace(job, stock=models / "clip", language_model=models / "llama").shortened(0.25)
 
 
 def photos_job(job: JobConfig, photos: Path, tokenizers: Path) -> list[Stage]:
     """Returns the same stages on a folder of photos, with the real tokenizers and models trained on these photos.
 
     Args:
-        job: `with_photo_models`.
+        job: `on_photos`.
         photos: Layout as in `llava_ohd.world.photos`.
         tokenizers: Folder of the real tokenizers.
     """
