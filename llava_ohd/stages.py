@@ -7,13 +7,8 @@ noted there. So a stage runs again when any of these has changed, and never beca
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,11 +28,12 @@ from llava_ohd.files import (
     storage_errors,
     write_json,
 )
+from llava_ohd.processes import end_left_over, free_port, run_group
+from llava_ohd.stage_bar import StageBar
 
 __all__ = ["PORT", "Stage", "as_shell", "fingerprints", "run_stages"]
 
 PORT = "{port}"  # stands in a command for a free TCP port, chosen when it starts
-_POLL = 0.3  # seconds
 _OWN = f"{PACKAGE.name}."
 
 
@@ -122,7 +118,8 @@ def run_stages(stages: Sequence[Stage], folder: Path) -> None:
     with storage_errors(folder):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        bar = _Bar(stages, [is_complete(stage.output, prints[stage.name]) for stage in stages])
+        complete = [is_complete(stage.output, prints[stage.name]) for stage in stages]
+        bar = StageBar([stage.label for stage in stages], [stage.seconds for stage in stages], complete)
         made: set[str] = set()
         for number, stage in enumerate(stages):
             # asked anew: an earlier stage may have replaced what this one rests on, or its very folder
@@ -134,7 +131,7 @@ def run_stages(stages: Sequence[Stage], folder: Path) -> None:
             spent = _run(stage, folder, bar)
             mark_complete(stage.output, prints[stage.name])
             _note(folder, stage, spent)
-            bar.finish(number, spent["seconds"])
+            bar.finish(spent["seconds"])
 
 
 @contextlib.contextmanager
@@ -145,7 +142,7 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StageFailed(f"another run works in {folder}; wait for it, stop it, or choose another --out") from None
-        _end_left_over(folder / "running.json")
+        end_left_over(folder / "running.json")
         yield
 
 
@@ -161,58 +158,16 @@ def _clear_stale(stage: Stage, fingerprint: str, folder: Path, rests_on_new: boo
     write_json(file, begun | {stage.name: fingerprint})
 
 
-def _end_left_over(running: Path) -> None:
-    """Ends the processes of a run that was killed: the group of its command, also where its leader is gone."""
-    if running.is_file():
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            left = json.loads(running.read_text())
-            if left["boot"] == _boot() and _started(left["group"]) in (left["started"], None):
-                _end_group(left["group"])
-        running.unlink(missing_ok=True)
-
-
-def _end_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _started(process: int) -> str | None:
-    """Returns the start time of a process, which tells it from a later one with the same number; None: it is gone.
-
-    While a group has members, its number is not given to another process.
-    """
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def _run(stage: Stage, folder: Path, bar: "_Bar") -> dict[str, float]:
+def _run(stage: Stage, folder: Path, bar: StageBar) -> dict[str, float]:
     """Runs the commands of a stage, their output into a log; returns seconds and the peak memory of any process."""
     progress = folder / "logs" / f"{stage.name}.progress"
     variables = os.environ | {"LLAVA_OHD_PROGRESS": str(progress), "OMP_NUM_THREADS": str(stage.threads)}
-    log, started, peak = folder / "logs" / f"{stage.name}.log", time.monotonic(), 0
+    log, started, peak = folder / "logs" / f"{stage.name}.log", time.monotonic(), 0.0
     for command in stage.commands:
         progress.unlink(missing_ok=True)
-        with log.open("ab") as file:
-            command = tuple(str(_free_port()) if part == PORT else part for part in command)
-            file.write(f"\n$ {shlex.join(command)}\n".encode())
-            file.flush()
-            child = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True
-            )
-        started_at = {"group": child.pid, "started": _started(child.pid), "boot": _boot()}
-        write_json(folder / "running.json", started_at)
-        try:
-            status, memory = _wait(child.pid, progress, bar)
-            child.returncode = status  # waited for here, for the sake of its memory
-        finally:
-            _end_group(child.pid)  # a launcher that died leaves its ranks
-        (folder / "running.json").unlink(missing_ok=True)
+        command = tuple(str(free_port()) if part == PORT else part for part in command)
+        note = folder / "running.json"
+        status, memory = run_group(command, variables, log, note, watch=lambda: bar.show(progress))
         peak = max(peak, memory)
         if status != 0:
             raise StageFailed(
@@ -224,16 +179,7 @@ def _run(stage: Stage, folder: Path, bar: "_Bar") -> dict[str, float]:
             f"{stage.label}: ended without an error, but did not write {stage.output / stage.proof}; a process of it "
             f"may have been killed\n  log: {log}\n  The same command goes on from here."
         )
-    return {"seconds": time.monotonic() - started, "peak_mib": peak / 1024}
-
-
-def _wait(pid: int, progress: Path, bar: "_Bar") -> tuple[int, int]:
-    while True:
-        done, status, usage = os.wait4(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), usage.ru_maxrss
-        bar.show(progress)
-        time.sleep(_POLL)
+    return {"seconds": time.monotonic() - started, "peak_mib": peak}
 
 
 def _reason(log: Path, status: int) -> str:
@@ -245,68 +191,9 @@ def _reason(log: Path, status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"stopped with exit code {status}: {lines[-1][:300]}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _note(folder: Path, stage: Stage, spent: dict[str, float]) -> None:
     """Keeps the cost of each stage; a stage that was interrupted counts only its last run."""
     file = folder / "timings.json"
     timings = read_json(file) if file.is_file() else {}
     timings[stage.name] = {name: round(value, 1) for name, value in spent.items()}
     write_json(file, timings)
-
-
-class _Bar:
-    """One line over all stages in a terminal; a line per stage elsewhere."""
-
-    def __init__(self, stages: Sequence[Stage], complete: Sequence[bool]) -> None:
-        self.stages, self.complete = stages, complete
-        self.todo = sum(stage.seconds for stage, done in zip(stages, complete, strict=True) if not done)
-        self.behind = 0.0  # expected seconds of the stages finished in this run
-        self.began = time.monotonic()
-        self.current = 0
-        self.terminal = sys.stderr.isatty()
-        if any(complete):
-            print(
-                f"{sum(complete)} of {len(stages)} stages are complete from an earlier run and are skipped", flush=True
-            )
-
-    def start(self, number: int) -> None:
-        self.current = number
-        if not self.terminal:
-            left = self._left(0.0)
-            print(
-                f"[{number + 1}/{len(self.stages)}] {self.stages[number].label} (about {_clock(left)} left)", flush=True
-            )
-
-    def finish(self, number: int, seconds: float) -> None:
-        self.behind += self.stages[number].seconds
-        line = f"[{number + 1}/{len(self.stages)}] {self.stages[number].label}: {seconds:.0f} s"
-        print(f"\r{line}\x1b[K" if self.terminal else f"    done in {seconds:.0f} s", flush=True)
-
-    def _left(self, inside: float) -> float:
-        gone = self.behind + inside
-        pace = (time.monotonic() - self.began) / gone if gone > 20 else 1.0
-        return max(self.todo - gone, 0.0) * pace
-
-    def show(self, progress: Path) -> None:
-        if not self.terminal:
-            return
-        share, label = 0.0, ""
-        with contextlib.suppress(OSError, ValueError):
-            state = json.loads(progress.read_text())
-            share, label = state["done"] / max(state["total"], 1), state["label"]
-        stage = self.stages[self.current]
-        inside = share * stage.seconds
-        whole = (self.behind + inside) / max(self.todo, 1e-9)
-        bar = "█" * round(20 * whole)
-        text = f"[{self.current + 1}/{len(self.stages)}] {bar:░<20} {whole:4.0%}  {_clock(self._left(inside))} left"
-        inner = f" ({label} {share:.0%})" if label else ""
-        print(f"\r{text}  {stage.label}{inner}\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
