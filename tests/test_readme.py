@@ -1,11 +1,14 @@
 """What the README says is there, runs, and stands in the measured results."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from llava_ohd.world.dataset import WorldConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -27,6 +30,15 @@ def test_every_program_is_in_the_readme_or_named_by_one_that_is() -> None:
 def test_the_table_is_the_measured_one() -> None:
     shown = README.split("<!-- table -->")[1].split("<!-- /table -->")[0].strip()
     assert shown == (REPOSITORY / "benchmarks/results/world/table.md").read_text().strip()
+
+
+def test_the_sizes_are_those_of_the_world_and_of_the_measured_run() -> None:
+    measured = json.loads((REPOSITORY / "benchmarks/results/world/seed0.json").read_text())["benchmarks"]
+    world = WorldConfig()
+    assert f"{world.test} test images for OHD-Caps, {world.zero_shot} for zero-shot" in README
+    assert f"{world.pope_images} with {18 * world.pope_images:,} questions" in " ".join(README.split())
+    sizes = {name: benchmark["n"] for name, benchmark in measured.items()}
+    assert sizes == {"ohd_caps": world.test, "zero_shot": world.zero_shot, "pope": 18 * world.pope_images, "chair": 500}
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
