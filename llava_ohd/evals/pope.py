@@ -165,6 +165,10 @@ def read_questions(folder: Path, prefix: str = "") -> list[PopeQuestion]:
 
 
 def _split_file(folder: Path, prefix: str, split: str) -> Path:
+    if not folder.is_dir():
+        raise DataFormatError(
+            f"{folder} is not a folder; give one with POPE's question files (the embedded world's: `make quickstart`)"
+        )
     found = sorted(folder.glob(f"{prefix}*pope*_{split}.json"))
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
