@@ -116,7 +116,7 @@ def encode_captions(model: Any, captions: Captions) -> Tensor:
         if number == len(text.encoder.layers):
             keep = captions["end"]  # of the last layer nothing else is looked at
         mixed_NC = _attend(layer.self_attn, layer.layer_norm1(states_NC), captions, keep)
-        states_NC = states_NC[keep] + mixed_NC if len(keep) < len(states_NC) else states_NC + mixed_NC
+        states_NC = F.embedding(keep, states_NC) + mixed_NC if len(keep) < len(states_NC) else states_NC + mixed_NC
         states_NC = states_NC + layer.mlp(layer.layer_norm2(states_NC))
     return model.text_projection(text.final_layer_norm(states_NC))
 

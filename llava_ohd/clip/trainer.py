@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -44,11 +45,12 @@ class OhdObjective(nn.Module):
         self, pixel_values: Tensor, captions: Captions, caption: Tensor, negative: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
         """Returns the scalars `loss`, `contrastive`, `margin1` and `margin2`; arguments as `OhdData.collate` says."""
+        # `F.embedding` gathers as indexing does, but its backward adds in a fixed order, whatever the threads do
         texts_UD = encode_captions(self.clip, captions)
         parts = clip_loss(
             encode_images(self.clip, pixel_values),
-            texts_UD[caption],
-            texts_UD[negative],
+            F.embedding(caption, texts_UD),
+            F.embedding(negative, texts_UD),
             valid,
             self.clip.logit_scale,
             self._config,

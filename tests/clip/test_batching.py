@@ -7,8 +7,10 @@ import torch
 
 from llava_ohd import tower
 from llava_ohd.clip.batching import OhdData, image_names
-from llava_ohd.clip.captions import Captions
+from llava_ohd.clip.captions import Captions, share_beginnings, tokenise
 from llava_ohd.clip.embedding import Images, embed_images
+from llava_ohd.clip.loss import LossConfig
+from llava_ohd.clip.trainer import OhdObjective
 from llava_ohd.errors import ImageError
 from llava_ohd.ohd_caps.readers import read_rows
 from llava_ohd.ohd_caps.records import Negative, OhdRow
@@ -91,3 +93,23 @@ def test_drawn_negatives_are_the_rows_own_and_the_same_when_resumed(
     for item, own, drawn in zip(items, first["caption"], first["negative"], strict=True):
         assert texts[own] == rows[item].caption
         assert {texts[i] for i in drawn} <= {negative.caption for negative in rows[item].negatives}
+
+
+def test_gradients_do_not_depend_on_how_threads_take_turns(tiny_encoder_dir: Path) -> None:
+    """Captions that many rows share get a sum of gradients; its order must be fixed, or no run is the same twice."""
+    model, tokenizer = tower.load(tiny_encoder_dir), tower.load_tokenizer(tiny_encoder_dir)
+    texts = ["a red ball", "a blue box", "a green cup", "a star"]
+    objective = OhdObjective(model.train(), LossConfig())
+    batch = {
+        "pixel_values": torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        "captions": share_beginnings(tokenise(tokenizer, texts)),
+        "caption": torch.arange(64) % 4,
+        "negative": (torch.arange(64)[:, None] + torch.arange(1, 55)) % 4,
+        "valid": torch.ones(64, 54, dtype=torch.bool),
+    }
+    gradients = []
+    for _ in range(25):
+        objective.zero_grad()
+        objective(**batch)["loss"].backward()
+        gradients.append(model.text_projection.weight.grad.clone())
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
