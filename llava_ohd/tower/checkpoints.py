@@ -4,7 +4,6 @@ Nothing in a file is ever executed. Pickles are opened with `weights_only=True`;
 plain values is refused. Names are returned as they stand in the file.
 """
 
-import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -118,7 +117,7 @@ def _read_pickle(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged pickle can raise any type
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        if found := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error)):
             raise EncoderFormatError(
                 f"{file} holds code beside tensors ({found[1]}) and was not opened, because that would run it; where "
                 "you trust it, save its state_dict alone, best as safetensors, and import that"

@@ -21,6 +21,7 @@ from llava_ohd.tower.encoder_dir import Encoder, check, fill, read, tokenizer_fo
 from llava_ohd.tower.lora import is_lora, read_adapter_config
 from llava_ohd.tower.names import BUILT_IN, registered, resolve
 from llava_ohd.tower.sources import Base, Source, read_source
+from llava_ohd.tower.weights import tower_digest
 
 __all__ = ["import_encoder"]
 
@@ -45,10 +46,10 @@ def import_encoder(
         source: File, folder, or repository of the Hugging Face Hub (`org/name`); the kinds are in sources.py.
         destination: The folder to write; replaced where it is an encoder already.
         name: Name of the encoder; left out, that of the folder.
-        files_from: Folder or encoder that gives tokenizer and preprocessor; left out, the source's own, else the base's.
+        files_from: Folder or encoder that gives tokenizer and preprocessor; left out, the source's own, or the base's.
         revision: Commit, tag or branch on the Hub.
         base: Encoder (name, folder or Hub id) that gives what the source lacks: text tower and projections, the weights
-            that a LoRA changes, the number of heads and the activation of an open_clip file that was fine-tuned from it.
+            that a LoRA changes, number of heads and activation of an open_clip file that was fine-tuned from it.
         quick_gelu: Which activation an OpenAI or open_clip file was trained with, where the file does not say.
 
     Returns:
@@ -73,7 +74,7 @@ def import_encoder(
     tokenizer_for(found.config.text_config, files)
     how: dict[str, Any] = {"imported": found.kind, "source": str(source), "commit": commit, **found.notes}
     how |= {"sha256": {file.name: sha256_file(file) for file in found.files}, "files_from": str(files)}
-    parents = [{"path": str(place)}]
+    parents = [] if found.kind == "LoRA" else [{"path": str(place), "digest": tower_digest(found.weights)}]
     if ground is not None:
         parents.append({"path": str(ground.encoder.path), "digest": ground.encoder.digest})
     named = name or Path(destination).resolve().name
@@ -128,7 +129,7 @@ def _open_base(place: Path, base: str | Path | None) -> Base | None:
 
 
 def _encoder_folder(encoder: str, revision: str | None = None) -> Path:
-    """Returns the folder of an encoder given as name, path or Hub id; that of a built-in one is pinned to its commit."""
+    """Returns the folder of an encoder given as name, path or Hub id; a built-in one at its pinned commit."""
     if encoder not in registered():
         for known, row in BUILT_IN.items():
             if row.hub and row.source == encoder and not row.folder and revision in (None, row.revision):
@@ -146,7 +147,7 @@ def _files(place: Path, files_from: str | Path | None, base: Base | None, found:
     """
     if files_from is not None:
         return _encoder_folder(str(files_from))  # the user's word counts more than the source's files
-    if place.is_dir() and _has_files(place):
+    if found.kind not in ("LLaVA", "LoRA") and _has_files(place):  # theirs are those of the language model
         return place
     if base is None:
         raise EncoderFormatError(
@@ -158,8 +159,8 @@ def _files(place: Path, files_from: str | Path | None, base: Base | None, found:
     for key in _ANYWHERE:
         if key in found.pixels and found.pixels[key] != other.get(key, found.pixels[key]):
             raise EncoderFormatError(
-                f"{place} was made for {key} {found.pixels[key]}, the base {files} has {other.get(key)}; give a folder with "
-                "the right preprocessor_config.json and tokenizer with --files-from"
+                f"{place} was made for {key} {found.pixels[key]}, the base {files} has {other.get(key)}; give a folder "
+                "with the right preprocessor_config.json and tokenizer with --files-from"
             )
     return files
 

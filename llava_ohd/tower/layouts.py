@@ -68,13 +68,7 @@ def legacy_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _tower(match: re.Match[str], unsaid: str) -> str:
-    if not match["rest"].split(".")[0] in (
-        "embeddings",
-        "encoder",
-        "pre_layrnorm",
-        "post_layernorm",
-        "final_layer_norm",
-    ):
+    if match["rest"].startswith(("logit_scale", "visual_projection.", "text_projection.")):
         return ""
     return match["tower"].split(".")[-2] + "." if match["tower"] else unsaid
 

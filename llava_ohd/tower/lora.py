@@ -158,6 +158,6 @@ def _check_shapes(file: Path, merged: Mapping[str, torch.Tensor], base: Mapping[
     for name, weight in merged.items():
         if weight.shape != base[name].shape:
             raise EncoderFormatError(
-                f"{file}: {name} has shape {list(weight.shape)}, in the base {list(base[name].shape)}; give the base that "
-                "the adapter was trained on with --base"
+                f"{file}: {name} has shape {list(weight.shape)}, in the base {list(base[name].shape)}; give the base "
+                "that the adapter was trained on with --base"
             )

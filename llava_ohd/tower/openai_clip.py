@@ -1,7 +1,8 @@
 """OpenAI's and open_clip's names and packing of CLIP's weights, turned into those of transformers' CLIPModel.
 
-Both store `visual.*` for the vision tower, the text tower at the top (open_clip's CustomTextCLIP: under `text.`), query,
-key and value in one `in_proj`, and the projections transposed. Only ViTs are read; ResNets cannot be LLaVA's tower.
+Both store `visual.*` for the vision tower, the text tower at the top (open_clip's CustomTextCLIP: under `text.`), the
+three of query, key and value in one `in_proj`, and the projections transposed. Only ViTs are read: a ResNet cannot be
+LLaVA's tower.
 
 Source: openai/CLIP clip/model.py @ a1d0717; open_clip src/open_clip/transformer.py, model.py (3.x).
 """
@@ -123,7 +124,7 @@ def clip_config(weights: Mapping[str, torch.Tensor], hidden_act: str, base: Any 
     vision, text = vision_geometry(weights), text_geometry(weights)
     if "visual_projection.weight" not in weights:
         raise EncoderFormatError("no visual.proj; without a projection it is not a CLIP. Give the whole checkpoint")
-    common = {"projection_dim": len(weights["visual_projection.weight"]), "hidden_act": hidden_act}
+    common: dict[str, Any] = {"projection_dim": len(weights["visual_projection.weight"]), "hidden_act": hidden_act}
     known = base.text_config if base is not None and base.text_config.vocab_size == text["vocab_size"] else None
     ids = {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
     ids["pad_token_id"] = ids["eos_token_id"]

@@ -31,7 +31,7 @@ from llava_ohd.tower.openai_clip import clip_config, is_openai, legacy_weights
 __all__ = ["Base", "Source", "read_source"]
 
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_VISION_FIELDS = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+_VISION_FIELDS: tuple[str, ...] = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 _VISION_FIELDS += ("num_attention_heads", "num_channels", "hidden_act", "layer_norm_eps")
 
 
@@ -88,8 +88,8 @@ def read_source(place: Path, base: Base | None, quick_gelu: bool | None) -> Sour
     said = found.config.vision_config.hidden_act
     if quick_gelu is not None and said != ("quick_gelu" if quick_gelu else "gelu"):
         raise EncoderFormatError(
-            f"--quick-gelu {str(quick_gelu).lower()} was given, but the configuration of {place} says {said}; leave the "
-            "flag out, it is for the files of OpenAI and open_clip"
+            f"--quick-gelu {str(quick_gelu).lower()} was given, but the configuration of {place} says {said}; leave "
+            "the flag out, it is for the files of OpenAI and open_clip"
         )
     return found
 
@@ -151,7 +151,7 @@ def _transformers_folder(place: Path, base: Base | None) -> Source:
         )
     with _naming(place):
         weights = rename(found.weights)
-    return _tower("LLaVA", place, base, weights, found.files, record.get("vision_config"), {})
+    return _tower("LLaVA", place, base, weights, found.files, record.get("vision_config"), pixels)
 
 
 def _tower(
@@ -172,16 +172,23 @@ def _tower(
             )
         own: dict[str, Any] = dict(vision_geometry(weights))
         if config is not None:
-            stated = CLIPVisionConfig.from_dict(config)
-            own = {name: getattr(stated, name) for name in _VISION_FIELDS} | own
+            own = _stated(config) | own
         expected = {name: getattr(base.config.vision_config, name) for name in own}
         if wrong := {name: value for name, value in own.items() if value != expected[name]}:
             shown = ", ".join(f"{name} {value} (base: {expected[name]})" for name, value in wrong.items())
             raise EncoderFormatError(
-                f"the tower differs from that of the base {base.encoder.path}: {shown}; give a base of the same geometry"
+                f"the tower differs from that of the base {base.encoder.path}: {shown}; give a base of its geometry"
             )
     kept = {name: weight for name, weight in base.weights.items() if not name.startswith(VISION)}
     return Source(kind, base.config, kept | weights, files, pixels=pixels)
+
+
+def _stated(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        stated = CLIPVisionConfig.from_dict(config)
+    except Exception as error:  # which type is raised depends on the transformers version
+        raise EncoderFormatError(f"its configuration is not that of a CLIP vision tower: {error}") from error
+    return {name: getattr(stated, name) for name in _VISION_FIELDS}
 
 
 def _lora(place: Path, base: Base) -> Source:

@@ -55,9 +55,8 @@ def read_torchscript(file: Path) -> tuple[dict[str, torch.Tensor], str]:
         with zipfile.ZipFile(file) as archive:
             inside = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             root = inside.removesuffix("data.pkl")
-            if archive_order := [name for name in archive.namelist() if name == f"{root}byteorder"]:
-                if archive.read(archive_order[0]) != b"little":
-                    raise ValueError("its numbers are big-endian")
+            if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+                raise ValueError("its numbers are big-endian")
             with archive.open(inside) as stream:
                 module = _Tensors(stream, archive, root).load()
             programs = [name for name in archive.namelist() if name.startswith(f"{root}code/") and name.endswith(".py")]
@@ -65,8 +64,8 @@ def read_torchscript(file: Path) -> tuple[dict[str, torch.Tensor], str]:
         return dict(_named_tensors(module, "")), program
     except Exception as error:  # a damaged pickle can raise any type
         raise EncoderFormatError(
-            f"{file} is a TorchScript archive that cannot be read as modules with tensors ({error}); download it again, "
-            "or save the state_dict of its model alone"
+            f"{file} is a TorchScript archive that cannot be read as modules with tensors ({error}); download it "
+            "again, or save the state_dict of its model alone"
         ) from error
 
 
