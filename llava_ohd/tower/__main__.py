@@ -30,7 +30,8 @@ _SOURCES = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava_ohd.tower",
-        usage="python -m llava_ohd.tower {NAME | check NAME_OR_PATH | list | register NAME PATH | import SRC DST}",
+        usage="python -m llava_ohd.tower {NAME | check NAME_OR_PATH | list | register NAME PATH [--model DIR] | "
+        "import SRC DST [...]}",
         description="Encoders by name: find, check, list, register, import.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

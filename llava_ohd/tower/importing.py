@@ -43,11 +43,12 @@ def import_encoder(
     """Reads a CLIP, checks it, and writes it as an encoder folder.
 
     Args:
-        source: File, folder, or repository of the Hugging Face Hub (`org/name`); the kinds are in sources.py.
+        source: File, folder, name, or repository of the Hugging Face Hub (`org/name`); the kinds are in sources.py.
         destination: The folder to write; replaced where it is an encoder already.
         name: Name of the encoder; left out, that of the folder.
         files_from: Folder or encoder that gives tokenizer and preprocessor; left out, the source's own, or the base's.
-        revision: Commit, tag or branch on the Hub.
+        revision: Commit, tag or branch on the Hub; left out, the commit that a built-in encoder is pinned to, or the
+            newest. The commit that was taken is recorded.
         base: Encoder (name, folder or Hub id) that gives what the source lacks: text tower and projections, the weights
             that a LoRA changes, number of heads and activation of an open_clip file that was fine-tuned from it.
         quick_gelu: Which activation an OpenAI or open_clip file was trained with, where the file does not say.
@@ -84,7 +85,8 @@ def import_encoder(
 
 def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
     """Returns the file or folder on this machine, and the commit where it came from the Hub."""
-    place = Path(source).expanduser()
+    known = source in registered() or source in BUILT_IN
+    place = resolve(source) if known else Path(source).expanduser()
     if place.exists():
         if revision is not None:
             raise EncoderFormatError(f"{source} is on this machine and has no revision {revision!r}; leave it out")
@@ -102,6 +104,8 @@ def _download(repository: str, revision: str | None) -> tuple[Path, str]:
     """
     from huggingface_hub import snapshot_download
 
+    pinned = {row.source: row.revision for row in BUILT_IN.values() if row.hub}
+    revision = revision or pinned.get(repository)
     try:
         snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL, *_SAFE])
         if not any(Path(snapshot).glob("*.safetensors")):

@@ -26,7 +26,7 @@ _USED |= {"base_model_name_or_path", "revision"}
 _HARMLESS = {"task_type", "peft_version", "inference_mode", "target_modules", "exclude_modules", "lora_dropout"}
 _HARMLESS |= {"layers_to_transform", "layers_pattern", "rank_pattern", "megatron_core", "qalora_group_size"}
 _HARMLESS |= {"eva_config", "ensure_weight_tying"}
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")  # others also change the base's weights
+_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # others also change the base's weights
 _PAIR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from llava_ohd import tower
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound, StorageError
+from llava_ohd.tower import names
 from llava_ohd.tower.__main__ import main
 from llava_ohd.tower.layouts import legacy_names
 
@@ -288,6 +289,10 @@ def test_hub(lively_dir: Path, tmp_path: Path, assert_same: Same, lively: Any, m
     assert calls == [("org/clip", "v1", False), ("org/clip", "v1", True)]
     assert json.loads((tmp_path / "out" / "ohd.json").read_text())["config"]["commit"] == "c0ffee"
     assert_same(tmp_path / "out", lively)
+    tower.import_encoder(names.BUILT_IN["openai"].source, tmp_path / "out")
+    assert calls[-1][1] == names.BUILT_IN["openai"].revision
+    tower.register("mine", tmp_path / "out")
+    assert tower.import_encoder("mine", tmp_path / "copy").digest == tower.check(lively_dir).digest
 
 
 def test_hub_that_cannot_be_reached(tmp_path: Path, lively_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
