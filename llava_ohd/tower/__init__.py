@@ -14,10 +14,12 @@ from llava_ohd.tower.names import model_for, register, registered, resolve
 if TYPE_CHECKING:
     from llava_ohd.tower.encoder_dir import Encoder, check, load, load_tokenizer, write
     from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square
+    from llava_ohd.tower.importing import import_encoder
 
 __all__ = [
     "Encoder",
     "check",
+    "import_encoder",
     "load",
     "load_processor",
     "load_tokenizer",
@@ -31,7 +33,8 @@ __all__ = [
     "write",
 ]
 
-_IMAGES = ("load_processor", "mean_color", "open_image", "pad_to_square")
+_PLACES = dict.fromkeys(("load_processor", "mean_color", "open_image", "pad_to_square"), "images")
+_PLACES["import_encoder"] = "importing"
 
 
 def __getattr__(name: str) -> Any:
@@ -39,4 +42,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{'images' if name in _IMAGES else 'encoder_dir'}"), name)
+    return getattr(import_module(f"{__name__}.{_PLACES.get(name, 'encoder_dir')}"), name)

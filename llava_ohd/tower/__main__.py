@@ -5,6 +5,7 @@ The whole plug-in for the original LLaVA: --vision_tower "$(python -m llava_ohd.
 
 import argparse
 import sys
+from typing import Any
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.tower import names
@@ -14,14 +15,24 @@ python -m llava_ohd.tower ours               check the encoder `ours` and print 
 python -m llava_ohd.tower check PATH         say what a folder holds, or what is wrong with it
 python -m llava_ohd.tower list               all names and where they lead
 python -m llava_ohd.tower register mine PATH make an encoder known as `mine`
+python -m llava_ohd.tower import SRC DST     make an encoder folder of a CLIP from elsewhere
 """
+_IMPORT_USAGE = (
+    "python -m llava_ohd.tower import SRC DST [--name N] [--files-from DIR] [--base DIR] [--revision R] "
+    "[--quick-gelu true|false]"
+)
+_SOURCES = (
+    "folder of a CLIPModel, CLIPVisionModel, LLaVA or LoRA, file of OpenAI or open_clip (.pt, .bin, .safetensors), or "
+    "Hub repository org/name"
+)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava_ohd.tower",
-        usage="python -m llava_ohd.tower {NAME | check NAME_OR_PATH | list | register NAME PATH [--model DIR]}",
-        description="Encoders by name: find, check, list, register.",
+        usage="python -m llava_ohd.tower {NAME | check NAME_OR_PATH | list | register NAME PATH [--model DIR] | "
+        "import SRC DST [...]}",
+        description="Encoders by name: find, check, list, register, import.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,7 +47,37 @@ def _parser() -> argparse.ArgumentParser:
     row.add_argument("encoder", metavar="NAME")
     row.add_argument("path", metavar="PATH", help="encoder folder")
     row.add_argument("--model", metavar="DIR", help="LLaVA model folder trained on it")
+    _add_import(commands)
     return parser
+
+
+def _add_import(commands: Any) -> None:
+    row = commands.add_parser("import", help="make an encoder folder of a CLIP from elsewhere", usage=_IMPORT_USAGE)
+    row.add_argument("source", metavar="SRC", help=_SOURCES)
+    row.add_argument("destination", metavar="DST", help="encoder folder to write")
+    row.add_argument("--name", help="its name in results; left out, that of the folder")
+    row.add_argument("--files-from", metavar="DIR", help="gives tokenizer and preprocessor where SRC has none")
+    row.add_argument("--base", metavar="DIR", help="encoder that gives the text tower, or the weights under a LoRA")
+    row.add_argument("--revision", metavar="R", help="commit, tag or branch of a Hub repository")
+    row.add_argument(
+        "--quick-gelu",
+        choices=("true", "false"),
+        help="activation of an OpenAI or open_clip file that does not say it; left out, --base decides by its features",
+    )
+
+
+def _import(given: argparse.Namespace) -> Any:
+    from llava_ohd.tower.importing import import_encoder
+
+    return import_encoder(
+        given.source,
+        given.destination,
+        name=given.name,
+        files_from=given.files_from,
+        revision=given.revision,
+        base=given.base,
+        quick_gelu=None if given.quick_gelu is None else given.quick_gelu == "true",
+    )
 
 
 def _list() -> None:
@@ -59,10 +100,13 @@ def main(arguments: list[str]) -> None:
             return
         if given.command == "register":
             names.register(given.encoder, given.path, given.model)
-        folder = names.resolve(given.encoder)
-        from llava_ohd.tower.encoder_dir import check  # here, so that a wrong name is answered at once
+        if given.command == "import":
+            encoder = _import(given)
+        else:
+            folder = names.resolve(given.encoder)
+            from llava_ohd.tower.encoder_dir import check  # here, so that a wrong name is answered at once
 
-        encoder = check(folder)
+            encoder = check(folder)
         if given.command == "path":
             print(encoder.path)
         else:

@@ -118,7 +118,7 @@ def check(path: str | Path) -> Encoder:
         EncoderNotFound: there is no such folder.
         EncoderFormatError: anything is missing, too much, altered, or contradictory.
     """
-    return _read(Path(path))[0]
+    return read(Path(path))[0]
 
 
 def load(path: str | Path) -> CLIPModel:
@@ -128,12 +128,16 @@ def load(path: str | Path) -> CLIPModel:
         EncoderNotFound: there is no such folder.
         EncoderFormatError: as `check`.
     """
-    _, model, weights = _read(Path(path))
-    full = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
-    model.load_state_dict(full, assign=True)
+    _, model, weights = read(Path(path))
+    return fill(model, {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()})
+
+
+def fill(model: CLIPModel, weights: dict[str, torch.Tensor]) -> CLIPModel:
+    """Puts weights, checked and under the legacy names, into a model without storage; they are not copied."""
+    model.load_state_dict(weights, assign=True)
     for tower in ("text_model", "vision_model"):
         embeddings = model.get_submodule(f"{tower}.embeddings")
-        count = len(full[f"{tower}.embeddings.position_embedding.weight"])
+        count = len(weights[f"{tower}.embeddings.position_embedding.weight"])
         embeddings.register_buffer("position_ids", torch.arange(count).expand((1, -1)), persistent=False)
     return model.eval()
 
@@ -144,11 +148,15 @@ def load_tokenizer(path: str | Path) -> CLIPTokenizer:
     Raises:
         EncoderFormatError: the folder has no tokenizer files, or they do not belong to its text tower.
     """
+    return tokenizer_for(read_config(Path(path)).text_config, path)
+
+
+def tokenizer_for(text: Any, path: str | Path) -> CLIPTokenizer:
+    """Loads the tokenizer in a folder for the text tower of configuration `text`, as `load_tokenizer`."""
     folder = Path(path)
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
         raise EncoderFormatError(f"{folder} has no tokenizer files; copy them from the encoder it was made from")
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    text = read_config(folder).text_config
     # The text tower reads a caption off at this token; 2 stands for the highest id in configurations made before 2023.
     end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
     if tokenizer.eos_token_id != end or len(tokenizer) > text.vocab_size:
@@ -169,8 +177,13 @@ def _config_record(model: CLIPModel) -> dict[str, Any]:
     return record | {"architectures": ["CLIPModel"], "torch_dtype": stored}
 
 
-def _read(folder: Path) -> tuple[Encoder, CLIPModel, dict[str, torch.Tensor]]:
-    """Returns the description, the model without storage (meta device), and the checked weights as stored."""
+def read(folder: Path) -> tuple[Encoder, CLIPModel, dict[str, torch.Tensor]]:
+    """Returns the description, the model without storage (meta device), and the checked weights as stored.
+
+    Raises:
+        EncoderNotFound: there is no such folder.
+        EncoderFormatError: as `check`.
+    """
     if not folder.is_dir():
         raise EncoderNotFound(
             f"{folder} is not a folder; give an encoder folder or one of `python -m llava_ohd.tower list`"

@@ -1,0 +1,181 @@
+"""Makes an encoder folder of a CLIP in any of the forms in which people have one.
+
+    import_encoder("ViT-L-14-336px.pt", "encoders/openai", files_from="openai")
+    import_encoder("llava-v1.6-vicuna-7b", "encoders/llava16", base="openai")
+
+Types: where all weights have one type it is kept; a mixture (OpenAI's halves with float32 norms, a half-precision tower
+on a float32 base, a merged LoRA) goes to float32, which holds each of them exactly.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPModel
+
+from llava_ohd.errors import EncoderFormatError, EncoderNotFound
+from llava_ohd.files import read_json, sha256_file
+from llava_ohd.tower.checks import check_finite, check_keys, check_preprocessor
+from llava_ohd.tower.encoder_dir import Encoder, check, fill, read, tokenizer_for, write
+from llava_ohd.tower.lora import is_lora, read_adapter_config
+from llava_ohd.tower.names import BUILT_IN, registered, resolve
+from llava_ohd.tower.sources import Base, Source, read_source
+from llava_ohd.tower.weights import tower_digest
+
+__all__ = ["import_encoder"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SMALL, _SAFE, _OTHER = ("*.json", "*.txt"), ("*.safetensors",), ("*.bin", "*.pt")
+_ANYWHERE = ("image_mean", "image_std", "do_normalize", "do_rescale", "do_resize", "do_center_crop", "resample")
+
+
+def import_encoder(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    name: str | None = None,
+    files_from: str | Path | None = None,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    quick_gelu: bool | None = None,
+) -> Encoder:
+    """Reads a CLIP, checks it, and writes it as an encoder folder.
+
+    Args:
+        source: File, folder, name, or repository of the Hugging Face Hub (`org/name`); the kinds are in sources.py.
+        destination: The folder to write; replaced where it is an encoder already.
+        name: Name of the encoder; left out, that of the folder.
+        files_from: Folder or encoder that gives tokenizer and preprocessor; left out, the source's own, or the base's.
+        revision: Commit, tag or branch on the Hub; left out, the commit that a built-in encoder is pinned to, or the
+            newest. The commit that was taken is recorded.
+        base: Encoder (name, folder or Hub id) that gives what the source lacks: text tower and projections, the weights
+            that a LoRA changes, number of heads and activation of an open_clip file that was fine-tuned from it.
+        quick_gelu: Which activation an OpenAI or open_clip file was trained with, where the file does not say.
+
+    Returns:
+        The description of the new encoder.
+
+    Raises:
+        EncoderNotFound: no such file, folder, name or repository, or the Hub cannot be reached.
+        EncoderFormatError: unknown, damaged, incomplete, of another geometry than its base, with code in it, or with an
+            activation that nobody states and the base does not decide.
+        StorageError: `destination` cannot be written, or holds something else than an encoder.
+    """
+    place, commit = _locate(str(source), revision)
+    ground = _open_base(place, base)
+    found = read_source(place, ground, quick_gelu)
+    files = _files(place, files_from, ground, found)
+    weights = _one_type(found.weights)
+    with torch.device("meta"):
+        model = CLIPModel(found.config)
+    check_keys(place, model, weights)
+    check_finite(place, weights)
+    check_preprocessor(files, found.config.vision_config.image_size)
+    tokenizer_for(found.config.text_config, files)
+    how: dict[str, Any] = {"imported": found.kind, "source": str(source), "commit": commit, **found.notes}
+    how |= {"sha256": {file.name: sha256_file(file) for file in found.files}, "files_from": str(files)}
+    parents = [] if found.kind == "LoRA" else [{"path": str(place), "digest": tower_digest(found.weights)}]
+    if ground is not None:
+        parents.append({"path": str(ground.encoder.path), "digest": ground.encoder.digest})
+    named = name or Path(destination).resolve().name
+    write(fill(model, weights), destination, files_from=files, name=named, parents=parents, config=how)
+    return check(destination)
+
+
+def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
+    """Returns the file or folder on this machine, and the commit where it came from the Hub."""
+    known = source in registered() or source in BUILT_IN
+    place = resolve(source) if known else Path(source).expanduser()
+    if place.exists():
+        if revision is not None:
+            raise EncoderFormatError(f"{source} is on this machine and has no revision {revision!r}; leave it out")
+        return place.resolve(), None
+    if not _HUB_ID.fullmatch(source):
+        raise EncoderNotFound(f"{source} does not exist; give a file, a folder, or a Hub repository as org/name")
+    return _download(source, revision)
+
+
+def _download(repository: str, revision: str | None) -> tuple[Path, str]:
+    """Brings a snapshot to the local cache: safetensors where there are any, else the older containers.
+
+    Raises:
+        EncoderNotFound: no such repository or revision, or no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    pinned = {row.source: row.revision for row in BUILT_IN.values() if row.hub}
+    revision = revision or pinned.get(repository)
+    try:
+        snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL, *_SAFE])
+        if not any(Path(snapshot).glob("*.safetensors")):
+            snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL, *_OTHER])
+    except Exception as error:  # whatever the network, the proxy or the Hub answers
+        raise EncoderNotFound(
+            f"{repository} is no file or folder here, and the Hub repository of that name"
+            + (f" at revision {revision!r}" if revision else "")
+            + f" cannot be had ({error}). Check the name, or download it elsewhere and give its folder"
+        ) from error
+    return Path(snapshot), Path(snapshot).name  # huggingface_hub names the folder after the commit
+
+
+def _open_base(place: Path, base: str | Path | None) -> Base | None:
+    """Opens the base that was given, or the one that an adapter names."""
+    revision = None
+    if base is None and is_lora(place):
+        adapter = read_adapter_config(place)
+        base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    if not base:
+        return None
+    folder = _encoder_folder(str(base), revision)
+    encoder, model, weights = read(folder)
+    return Base(encoder, model.config, weights)
+
+
+def _encoder_folder(encoder: str, revision: str | None = None) -> Path:
+    """Returns the folder of an encoder given as name, path or Hub id; a built-in one at its pinned commit."""
+    if encoder not in registered():
+        for known, row in BUILT_IN.items():
+            if row.hub and row.source == encoder and not row.folder and revision in (None, row.revision):
+                return resolve(known)
+        if encoder not in BUILT_IN and not Path(encoder).expanduser().exists() and _HUB_ID.fullmatch(encoder):
+            return _download(encoder, revision)[0]
+    return resolve(encoder)
+
+
+def _files(place: Path, files_from: str | Path | None, base: Base | None, found: Source) -> Path:
+    """Returns the folder that gives tokenizer and preprocessor.
+
+    Raises:
+        EncoderFormatError: none has both, or the one taken makes other pixels than the source says it was made for.
+    """
+    if files_from is not None:
+        return _encoder_folder(str(files_from))  # the user's word counts more than the source's files
+    if found.kind not in ("LLaVA", "LoRA") and _has_files(place):  # theirs are those of the language model
+        return place
+    if base is None:
+        raise EncoderFormatError(
+            f"{place} has no preprocessor_config.json with tokenizer files beside it; give a folder that has them with "
+            "--files-from, e.g. --files-from openai"
+        )
+    files = base.encoder.path
+    other = read_json(files / "preprocessor_config.json")
+    for key in _ANYWHERE:
+        if key in found.pixels and found.pixels[key] != other.get(key, found.pixels[key]):
+            raise EncoderFormatError(
+                f"{place} was made for {key} {found.pixels[key]}, the base {files} has {other.get(key)}; give a folder "
+                "with the right preprocessor_config.json and tokenizer with --files-from"
+            )
+    return files
+
+
+def _has_files(folder: Path) -> bool:
+    words = (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+    return words and (folder / "preprocessor_config.json").is_file()
+
+
+def _one_type(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keeps the type that all weights have in common; a mixture becomes float32."""
+    if len({weight.dtype for weight in weights.values() if weight.is_floating_point()}) < 2:
+        return weights
+    return {name: weight.float() if weight.is_floating_point() else weight for name, weight in weights.items()}
