@@ -128,14 +128,30 @@ def load(path: str | Path) -> CLIPModel:
         EncoderNotFound: there is no such folder.
         EncoderFormatError: as `check`.
     """
-    _, model, weights = _read(Path(path))
+    return load_checked(path)[1]
+
+
+def load_checked(path: str | Path) -> tuple[Encoder, CLIPModel]:
+    """As `load`, and says what was loaded, so that no caller needs to read the folder a second time.
+
+    The weights are real even where a caller builds its own model without storage (meta device).
+
+    Raises:
+        EncoderNotFound: there is no such folder.
+        EncoderFormatError: as `check`.
+    """
+    encoder, model, weights = _read(Path(path))
     full = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
-    model.load_state_dict(full, assign=True)
+    for name, weight in full.items():
+        owner, _, leaf = name.rpartition(".")
+        # Not load_state_dict: accelerate's init_empty_weights, around it in 4.37, would take the storage away again.
+        model.get_submodule(owner)._parameters[leaf] = torch.nn.Parameter(weight)
     for tower in ("text_model", "vision_model"):
         embeddings = model.get_submodule(f"{tower}.embeddings")
         count = len(full[f"{tower}.embeddings.position_embedding.weight"])
-        embeddings.register_buffer("position_ids", torch.arange(count).expand((1, -1)), persistent=False)
-    return model.eval()
+        numbers = torch.arange(count, device="cpu").expand((1, -1))
+        embeddings.register_buffer("position_ids", numbers, persistent=False)
+    return encoder, model.eval()
 
 
 def load_tokenizer(path: str | Path) -> CLIPTokenizer:
