@@ -4,6 +4,7 @@ The whole plug-in for the original LLaVA: --vision_tower "$(python -m llava_ohd.
 """
 
 import argparse
+import contextlib
 import sys
 
 from llava_ohd.errors import exit_on_error
@@ -60,7 +61,9 @@ def main(arguments: list[str]) -> None:
         if given.command == "register":
             names.register(given.encoder, given.path, given.model)
         folder = names.resolve(given.encoder)
-        from llava_ohd.tower.encoder_dir import check  # here, so that a wrong name is answered at once
+        # Where deepspeed is installed, transformers imports it, and it logs to stdout: stdout is for the path alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            from llava_ohd.tower.encoder_dir import check  # here, so that a wrong name is answered at once
 
         encoder = check(folder)
         if given.command == "path":

@@ -64,7 +64,7 @@ def test_nothing_stays_behind(tiny_encoder_dir: Path) -> None:
 
 @pytest.mark.skipif(find_spec("llava") is not None, reason="the original LLaVA can be imported here")
 def test_without_the_original_code() -> None:
-    with pytest.raises(ModelNotFound, match="the original LLaVA cannot be imported.*PYTHONPATH=CHECKOUT"):
+    with pytest.raises(ModelNotFound, match=r"the original LLaVA cannot be imported.*PYTHONPATH=CHECKOUT"):
         tower.register_with_llava()
 
 
