@@ -4,7 +4,7 @@ Each size is cut into tiles of the smallest size, the tower sees every tile, the
 and averaged down to the patch grid of the smallest size.
 
 Source: LLaVA model/multimodal_encoder/clip_encoder.py `CLIPVisionTowerS2` @ c121f04, which calls the package s2wrapper
-(bfshi/scaling_on_scales core.py `forward` @ 31688b1, with img_sizes and max_split_size).
+(bfshi/scaling_on_scales core.py `forward` @ 9c008a3; scales that are no multiples of the first: @ 31688b1).
 """
 
 import math
