@@ -131,26 +131,30 @@ def load(path: str | Path) -> CLIPModel:
     return load_checked(path)[1]
 
 
-def load_checked(path: str | Path) -> tuple[Encoder, CLIPModel]:
+def load_checked(path: str | Path, only: str = "") -> tuple[Encoder, CLIPModel]:
     """As `load`, and says what was loaded, so that no caller needs to read the folder a second time.
 
     The weights are real even where a caller builds its own model without storage (meta device).
+
+    Args:
+        path: The encoder folder; all of it is checked.
+        only: Weights whose names begin otherwise are not loaded and stay without storage.
 
     Raises:
         EncoderNotFound: there is no such folder.
         EncoderFormatError: as `check`.
     """
     encoder, model, weights = _read(Path(path))
-    full = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
+    full = {name: w.to(torch.float32, copy=True) for name, w in weights.items() if name.startswith(only)}
     for name, weight in full.items():
         owner, _, leaf = name.rpartition(".")
         # Not load_state_dict: accelerate's init_empty_weights, around it in 4.37, would take the storage away again.
         model.get_submodule(owner)._parameters[leaf] = torch.nn.Parameter(weight)
-    for tower in ("text_model", "vision_model"):
-        embeddings = model.get_submodule(f"{tower}.embeddings")
-        count = len(full[f"{tower}.embeddings.position_embedding.weight"])
-        numbers = torch.arange(count, device="cpu").expand((1, -1))
-        embeddings.register_buffer("position_ids", numbers, persistent=False)
+    for name, weight in full.items():
+        embeddings, found, _ = name.partition(".position_embedding.weight")
+        if found:
+            numbers = torch.arange(len(weight), device="cpu").expand((1, -1))
+            model.get_submodule(embeddings).register_buffer("position_ids", numbers, persistent=False)
     return encoder, model.eval()
 
 

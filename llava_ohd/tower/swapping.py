@@ -63,18 +63,16 @@ def swap(model: nn.Module, encoder: str | Path | Encoder) -> Encoder:
     new.requires_grad_(any(weight.requires_grad for weight in old.parameters()))
     owner.vision_tower = [new] if isinstance(vars(owner).get("vision_tower"), list) else new
     _update_configs(model, owner, new)
-    verify(model, found)
-    return found
+    return verify(model, found, exact=True)
 
 
-def verify(model: nn.Module, encoder: str | Path | Encoder) -> Encoder:
+def verify(model: nn.Module, encoder: str | Path | Encoder, *, exact: bool = False) -> Encoder:
     """Compares the tower inside a model, weight by weight, with an encoder folder.
-
-    A tower that was rounded to bfloat16 or float16 on its way into the model is still that encoder.
 
     Args:
         model: As for `swap`; a tower of the original code must be loaded.
         encoder: Name, path, or what `check` returned.
+        exact: Left out, a float32 tower that was rounded to half precision on its way is still that encoder.
 
     Returns:
         What the folder holds.
@@ -89,7 +87,7 @@ def verify(model: nn.Module, encoder: str | Path | Encoder) -> Encoder:
     stored = read_weights(weights_file(encoder.path))
     if tower_digest(stored) != encoder.digest:
         raise EncoderFormatError(f"{encoder.path} changed while it was being read; run the command again")
-    wrong = _differences(live, {name: w for name, w in stored.items() if name.startswith(TOWER_PREFIX)})
+    wrong = _differences(live, {name: w for name, w in stored.items() if name.startswith(TOWER_PREFIX)}, exact)
     expected = read_config(encoder.path).vision_config
     wrong += [f"config.{key}" for key in _SAME_FUNCTION if getattr(live.config, key) != getattr(expected, key)]
     if wrong:
@@ -178,10 +176,10 @@ def _update_configs(model: nn.Module, owner: Any, new: Any) -> None:
             config.vision_config = new.config
 
 
-def _differences(live: Any, stored: dict[str, torch.Tensor]) -> list[str]:
+def _differences(live: Any, stored: dict[str, torch.Tensor], exact: bool) -> list[str]:
     core = getattr(live, "vision_model", live)
     weights = {name: w for name, w in core.state_dict().items() if not name.endswith(".position_ids")}
     expected = {name.removeprefix(TOWER_PREFIX): weight for name, weight in stored.items()}
     return sorted(expected.keys() ^ weights.keys()) or [
-        name for name, weight in sorted(expected.items()) if not same_weight(weights[name], weight)
+        name for name, weight in sorted(expected.items()) if not same_weight(weights[name], weight, exact)
     ]

@@ -25,6 +25,7 @@ from llava_ohd.tower.encoder_dir import Encoder, load_checked
 from llava_ohd.tower.images import load_processor, mean_color, pad_to_square
 from llava_ohd.tower.names import resolve
 from llava_ohd.tower.scales import DEFAULT_SCALES, multiscale, read_scales
+from llava_ohd.tower.weights import TOWER_PREFIX
 
 __all__ = ["OHDVisionTower", "load_vision_model", "vision_model"]
 
@@ -41,7 +42,7 @@ def vision_model(name_or_path: str | Path) -> CLIPVisionModel:
 
 def load_vision_model(folder: Path) -> tuple[Encoder, CLIPVisionModel]:
     """As `vision_model`, and says what the folder holds."""
-    encoder, whole = load_checked(folder)
+    encoder, whole = load_checked(folder, only=TOWER_PREFIX)
     clip: Any = whole
     vision: Any = clip.vision_model
     if not isinstance(vision, CLIPVisionModel):  # transformers < 5.6: one level deeper

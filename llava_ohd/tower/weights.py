@@ -84,15 +84,16 @@ def tower_digest(weights: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def same_weight(found: torch.Tensor, stored: torch.Tensor) -> bool:
+def same_weight(found: torch.Tensor, stored: torch.Tensor, exact: bool = False) -> bool:
     """Whether a weight in a model is that of an encoder, given that models are trained and stored in half precision.
 
     Args:
         found: In any floating type, on any device; maybe rounded to bfloat16 or float16 on its way there.
         stored: As the encoder has it.
+        exact: Allow for no rounding but to the type that `found` has.
     """
     if found.shape != stored.shape:
         return False
     found = found.detach().cpu()
-    through = (found.dtype, torch.bfloat16, torch.float16)
+    through = (found.dtype,) if exact else (found.dtype, torch.bfloat16, torch.float16)
     return any(torch.equal(found, stored.to(dtype).to(found.dtype)) for dtype in through)

@@ -125,6 +125,8 @@ def test_type_freezing_and_mode_follow_the_old_tower(make: Any, tiny_encoder_dir
     assert new.training
     model.requires_grad_(True).float()
     tower.verify(model, another)  # bfloat16 on its way, and still that encoder
+    with pytest.raises(EncoderFormatError, match="weights differ"):
+        tower.verify(model, another, exact=True)
     tower.swap(model, tiny_encoder_dir)
     assert all(weight.requires_grad for weight in live(model).parameters())
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -118,3 +118,19 @@ def trained(
         folder = root / f"llava-tiny-{name}"
         made[name] = folder, train(tiny_llama_dir, tiny_encoder_dir, folder, *flags, *warm)
     return made
+
+
+@pytest.fixture(scope="session")
+def load(_original_code: None) -> Callable[..., tuple[Any, Any, Any]]:
+    """Gives tokenizer, model and image processor of a checkpoint by the original loader, on the CPU.
+
+    The language model is in float16 there; the tower stays in float32, but gives its features in the images' type.
+    """
+    from llava.mm_utils import get_model_name_from_path
+    from llava.model.builder import load_pretrained_model
+
+    def load(folder: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
+        name = get_model_name_from_path(str(folder))
+        return load_pretrained_model(str(folder), str(base) if base else None, name, device="cpu")[:3]
+
+    return load

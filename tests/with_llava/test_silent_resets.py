@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from llava_ohd import tower
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatError
-from tests.with_llava.test_unmodified import Trained, load
 
+Trained = dict[str, tuple[Path, dict[str, Any]]]
 KEY = "model.vision_tower.vision_tower."
 
 
@@ -60,7 +60,7 @@ def start_training(base: Path, encoder: Path | str) -> Any:
 
 
 def test_weights_inside_are_ignored(
-    trained: Trained, tiny_encoder_dir: Path, other_encoder_dir: Path, tmp_path: Path
+    trained: Trained, load: Any, tiny_encoder_dir: Path, other_encoder_dir: Path, tmp_path: Path
 ) -> None:
     folder = put_inside(copy(trained["full"][0], tmp_path / "llava-other-inside"), other_encoder_dir)
     _, model, _ = load(folder)
@@ -73,7 +73,7 @@ def test_weights_inside_are_ignored(
 
 @pytest.mark.parametrize("ours", [False, True])
 def test_weights_inside_with_the_flag(
-    trained: Trained, other_encoder_dir: Path, tmp_path: Path, ours: bool, request: pytest.FixtureRequest
+    trained: Trained, load: Any, other_encoder_dir: Path, tmp_path: Path, ours: bool, request: pytest.FixtureRequest
 ) -> None:
     if ours:
         request.getfixturevalue("_registered")
@@ -84,7 +84,7 @@ def test_weights_inside_with_the_flag(
     assert tower.check_llava_checkpoint(folder) is None
 
 
-def test_the_flag_without_weights(trained: Trained, tiny_encoder_dir: Path, tmp_path: Path) -> None:
+def test_the_flag_without_weights(trained: Trained, load: Any, tiny_encoder_dir: Path, tmp_path: Path) -> None:
     folder = put_inside(copy(trained["full"][0], tmp_path / "llava-flag", unfreeze_mm_vision_tower=True), None)
     with pytest.raises(ModelFormatError, match="holds no tower weights"):
         tower.check_llava_checkpoint(folder)
@@ -94,7 +94,7 @@ def test_the_flag_without_weights(trained: Trained, tiny_encoder_dir: Path, tmp_
 
 
 @pytest.mark.usefixtures("_registered")
-def test_registered_code_refuses_both(trained: Trained, other_encoder_dir: Path, tmp_path: Path) -> None:
+def test_registered_code_refuses_both(trained: Trained, load: Any, other_encoder_dir: Path, tmp_path: Path) -> None:
     folder = put_inside(copy(trained["full"][0], tmp_path / "llava-other-inside"), other_encoder_dir)
     with pytest.raises(ModelFormatError, match="would ignore them"):
         load(folder)
@@ -158,7 +158,7 @@ def test_base_of_another_geometry(trained: Trained, tiny_encoder_dir: Path, tmp_
 # --- names
 
 
-def test_names_need_registration(trained: Trained, tiny_encoder_dir: Path, tmp_path: Path) -> None:
+def test_names_need_registration(trained: Trained, load: Any, tiny_encoder_dir: Path, tmp_path: Path) -> None:
     tower.register("mine", tiny_encoder_dir)
     folder = copy(trained["full"][0], tmp_path / "llava-named", mm_vision_tower="mine")
     with pytest.raises(ValueError, match="Unknown vision tower: mine"):
@@ -167,7 +167,12 @@ def test_names_need_registration(trained: Trained, tiny_encoder_dir: Path, tmp_p
 
 @pytest.mark.usefixtures("_registered")
 def test_names_in_registered_code(
-    trained: Trained, tiny_llama_dir: Path, tiny_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained,
+    load: Any,
+    tiny_llama_dir: Path,
+    tiny_encoder_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import huggingface_hub
 

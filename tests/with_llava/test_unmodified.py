@@ -16,15 +16,6 @@ from llava_ohd.errors import EncoderFormatError
 Trained = dict[str, tuple[Path, dict[str, Any]]]
 
 
-def load(folder: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
-    """Tokenizer, model and image processor by the original loader, on the CPU, where it takes float16."""
-    from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import load_pretrained_model
-
-    name = get_model_name_from_path(str(folder))
-    return load_pretrained_model(str(folder), str(base) if base else None, name, device="cpu")[:3]
-
-
 def pixels(images: Path, processor: Any, config: Any) -> torch.Tensor:
     from llava.mm_utils import process_images
 
@@ -66,7 +57,13 @@ def test_training_saw_this_tower(trained: Trained, tiny_encoder_dir: Path) -> No
 
 @pytest.mark.parametrize("stage", ["projector", "lora", "full"])
 def test_loading_and_answering(
-    trained: Trained, tiny_llama_dir: Path, tiny_encoder_dir: Path, other_encoder_dir: Path, images: Path, stage: str
+    trained: Trained,
+    load: Any,
+    tiny_llama_dir: Path,
+    tiny_encoder_dir: Path,
+    other_encoder_dir: Path,
+    images: Path,
+    stage: str,
 ) -> None:
     """The stock model, and ours swapped into it: the same features to the bit, the same tokens."""
     from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
