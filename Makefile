@@ -8,7 +8,14 @@ SPEC := .[train,quant,eval,dev]
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup quickstart test check format clean
+# The original LLaVA's own environment; torch comes first, so that the CPU build is taken.
+LLAVA_PYTHON ?= python3.11
+LLAVA_BIN := .venv-llava/bin
+LLAVA_TORCH := torch==2.13.0
+LLAVA_SPEC := transformers==4.37.2 tokenizers==0.15.1 accelerate==0.21.0 peft==0.10.0 deepspeed==0.19.8 \
+	sentencepiece shortuuid requests pillow protobuf pytest
+
+.PHONY: setup quickstart test test-llava check format clean
 
 setup: $(STAMP)
 
@@ -23,6 +30,16 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not gpu and not slow and not network and not old_transformers"
+
+# The encoder inside the unmodified original code: LLAVA_REPO=PATH make test-llava (haotian-liu/LLaVA @ c121f04)
+test-llava: .venv-llava/.installed
+	PYTHONPATH=$(CURDIR):$(LLAVA_REPO) $(LLAVA_BIN)/python -m pytest -W default -rs tests/with_llava tests/tower
+
+.venv-llava/.installed: Makefile
+	test -x $(LLAVA_BIN)/pip || $(LLAVA_PYTHON) -m venv --clear .venv-llava
+	$(LLAVA_BIN)/python -m pip install --quiet --disable-pip-version-check $(LLAVA_TORCH)
+	$(LLAVA_BIN)/python -m pip install --quiet --disable-pip-version-check $(LLAVA_TORCH) $(LLAVA_SPEC)
+	touch $@
 
 check: setup
 	$(BIN)/ruff format --check .

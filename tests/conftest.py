@@ -42,7 +42,8 @@ def _write_clip_tokenizer(folder: Path) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(vocab_size=160, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator([sentence.lower() for sentence in _sentences()], trainer)
-    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    pairs = json.loads(tokenizer.to_str())["model"]["merges"]
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]  # strings before 0.20
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]

@@ -23,10 +23,9 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.logging import disable_progress_bar
 
 from llava_ohd import tower
-from llava_ohd.errors import EncoderFormatError, ModelFormatError, ModelNotFound
+from llava_ohd.errors import ModelFormatError, ModelNotFound
 from llava_ohd.files import read_json
 from llava_ohd.llava15.conversation import IMAGE_TOKEN
-from llava_ohd.tower.weights import TOWER_PREFIX, read_weights, tower_digest, weights_file
 
 __all__ = [
     "LANGUAGE_LINEARS",
@@ -34,7 +33,6 @@ __all__ = [
     "image_tokens",
     "language_model_folder",
     "trainable",
-    "verify_tower",
     "without_zero3",
 ]
 
@@ -112,7 +110,7 @@ def build(
     model.model.language_model = language.model
     model.lm_head = language.lm_head
     model.get_input_embeddings().register_forward_pre_hook(_without_image_tokens)
-    verify_tower(model, encoder)
+    tower.verify(model, encoder, exact=True)
     return model.eval()
 
 
@@ -137,29 +135,6 @@ def _language_model(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
         raise ModelFormatError(f"{folder} lacks {len(wrong)} weights, first {wrong[0]}; copy the folder again")
     model.config.use_cache = False  # of no use in training; who generates asks for it
     return model
-
-
-def verify_tower(model: LlavaForConditionalGeneration, encoder: tower.Encoder) -> None:
-    """Compares the tower inside a model, weight by weight, with the encoder folder.
-
-    Raises:
-        EncoderFormatError: any weight differs, is missing or too much.
-    """
-    stored = read_weights(weights_file(encoder.path))
-    if tower_digest(stored) != encoder.digest:
-        raise EncoderFormatError(f"{encoder.path} changed while it was being read; run the command again")
-    names = {name.removeprefix(TOWER_PREFIX) for name in stored if name.startswith(TOWER_PREFIX)}
-    live = model.model.vision_tower.state_dict()
-    wrong = sorted(names ^ live.keys()) or [
-        name
-        for name in sorted(names)
-        if not torch.equal(live[name].cpu(), stored[TOWER_PREFIX + name].to(live[name].dtype))
-    ]
-    if wrong:
-        raise EncoderFormatError(
-            f"the tower inside the model is not {encoder.name} ({encoder.path}, digest {encoder.digest[:12]}): "
-            f"{len(wrong)} weights differ, first {wrong[0]}; this transformers version loads it wrongly"
-        )
 
 
 def trainable(model: nn.Module, stage: str, lora: dict[str, Any] | None = None, seed: int = 0) -> Any:

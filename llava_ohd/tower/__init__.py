@@ -4,6 +4,10 @@
     model = tower.load(folder)            # CLIPModel, every weight checked
     pixels = tower.load_processor(folder)(tower.open_image("photo.jpg"), return_tensors="pt")["pixel_values"]
 
+    eyes = tower.OHDVisionTower.of("ours")               # LLaVA's CLIPVisionTower, checked
+    tokens = eyes.encode(tower.open_image("photo.jpg"))  # (1, N, D), what the projector gets
+    tower.swap(llava_model, "ours")                      # into a live model; every weight compared afterwards
+
 Needs python >= 3.10, torch >= 2.1, transformers >= 4.37, and imports them at the first use of a name that needs them.
 """
 
@@ -15,10 +19,22 @@ if TYPE_CHECKING:
     from llava_ohd.tower.encoder_dir import Encoder, check, load, load_tokenizer, write
     from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square
     from llava_ohd.tower.importing import import_encoder
+    from llava_ohd.tower.llava_checkpoints import check_llava_base, check_llava_checkpoint
+    from llava_ohd.tower.registration import (
+        register_with_llava,
+        register_with_transformers,
+        unregister_from_llava,
+        unregister_from_transformers,
+    )
+    from llava_ohd.tower.swapping import swap, verify
+    from llava_ohd.tower.vision_tower import OHDVisionTower, vision_model
 
 __all__ = [
     "Encoder",
+    "OHDVisionTower",
     "check",
+    "check_llava_base",
+    "check_llava_checkpoint",
     "import_encoder",
     "load",
     "load_processor",
@@ -28,13 +44,31 @@ __all__ = [
     "open_image",
     "pad_to_square",
     "register",
+    "register_with_llava",
+    "register_with_transformers",
     "registered",
     "resolve",
+    "swap",
+    "unregister_from_llava",
+    "unregister_from_transformers",
+    "verify",
+    "vision_model",
     "write",
 ]
 
-_PLACES = dict.fromkeys(("load_processor", "mean_color", "open_image", "pad_to_square"), "images")
-_PLACES["import_encoder"] = "importing"
+_MODULES = {
+    "images": ("load_processor", "mean_color", "open_image", "pad_to_square"),
+    "importing": ("import_encoder",),
+    "llava_checkpoints": ("check_llava_base", "check_llava_checkpoint"),
+    "registration": (
+        "register_with_llava",
+        "register_with_transformers",
+        "unregister_from_llava",
+        "unregister_from_transformers",
+    ),
+    "swapping": ("swap", "verify"),
+    "vision_tower": ("OHDVisionTower", "vision_model"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -42,4 +76,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_PLACES.get(name, 'encoder_dir')}"), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "encoder_dir")
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -4,6 +4,7 @@ The whole plug-in for the original LLaVA: --vision_tower "$(python -m llava_ohd.
 """
 
 import argparse
+import contextlib
 import sys
 from typing import Any
 
@@ -100,13 +101,15 @@ def main(arguments: list[str]) -> None:
             return
         if given.command == "register":
             names.register(given.encoder, given.path, given.model)
-        if given.command == "import":
-            encoder = _import(given)
-        else:
-            folder = names.resolve(given.encoder)
-            from llava_ohd.tower.encoder_dir import check  # here, so that a wrong name is answered at once
+        # Where deepspeed is installed, transformers imports it, and it logs to stdout: stdout is for the path alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            if given.command == "import":
+                encoder = _import(given)
+            else:
+                folder = names.resolve(given.encoder)
+                from llava_ohd.tower.encoder_dir import check  # here, so that a wrong name is answered at once
 
-            encoder = check(folder)
+                encoder = check(folder)
         if given.command == "path":
             print(encoder.path)
         else:

@@ -128,17 +128,38 @@ def load(path: str | Path) -> CLIPModel:
         EncoderNotFound: there is no such folder.
         EncoderFormatError: as `check`.
     """
-    _, model, weights = read(Path(path))
-    return fill(model, {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()})
+    return load_checked(path)[1]
+
+
+def load_checked(path: str | Path, only: str = "") -> tuple[Encoder, CLIPModel]:
+    """As `load`, and says what was loaded, so that no caller needs to read the folder a second time.
+
+    Args:
+        path: The encoder folder; all of it is checked.
+        only: Weights whose names begin otherwise are not loaded and stay without storage.
+
+    Raises:
+        EncoderNotFound: there is no such folder.
+        EncoderFormatError: as `check`.
+    """
+    encoder, model, weights = read(Path(path))
+    full = {name: w.to(torch.float32, copy=True) for name, w in weights.items() if name.startswith(only)}
+    return encoder, fill(model, full)
 
 
 def fill(model: CLIPModel, weights: dict[str, torch.Tensor]) -> CLIPModel:
-    """Puts weights, checked and under the legacy names, into a model without storage; they are not copied."""
-    model.load_state_dict(weights, assign=True)
-    for tower in ("text_model", "vision_model"):
-        embeddings = model.get_submodule(f"{tower}.embeddings")
-        count = len(weights[f"{tower}.embeddings.position_embedding.weight"])
-        embeddings.register_buffer("position_ids", torch.arange(count).expand((1, -1)), persistent=False)
+    """Puts weights, checked and under the legacy names, into a model without storage; they are not copied.
+
+    The weights are real even where a caller builds its own model without storage (meta device).
+    """
+    for name, weight in weights.items():
+        owner, _, leaf = name.rpartition(".")
+        # Not load_state_dict: accelerate's init_empty_weights, around it in 4.37, would take the storage away again.
+        model.get_submodule(owner)._parameters[leaf] = torch.nn.Parameter(weight)
+        embeddings, found, _ = name.partition(".position_embedding.weight")
+        if found:
+            numbers = torch.arange(len(weight), device="cpu").expand((1, -1))
+            model.get_submodule(embeddings).register_buffer("position_ids", numbers, persistent=False)
     return model.eval()
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from llava_ohd.errors import EncoderFormatError
 from llava_ohd.files import atomic_path
 
-__all__ = ["TOWER_PREFIX", "read_weights", "tower_digest", "weights_file", "write_weights"]
+__all__ = ["TOWER_PREFIX", "read_weights", "same_weight", "tower_digest", "weights_file", "write_weights"]
 
 TOWER_PREFIX = "vision_model."
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers prefers them
@@ -82,3 +82,18 @@ def tower_digest(weights: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def same_weight(found: torch.Tensor, stored: torch.Tensor, exact: bool = False) -> bool:
+    """Whether a weight in a model is that of an encoder, given that models are trained and stored in half precision.
+
+    Args:
+        found: In any floating type, on any device; maybe rounded to bfloat16 or float16 on its way there.
+        stored: As the encoder has it.
+        exact: Allow for no rounding but to the type that `found` has.
+    """
+    if found.shape != stored.shape:
+        return False
+    found = found.detach().cpu()
+    through = (found.dtype,) if exact else (found.dtype, torch.bfloat16, torch.float16)
+    return any(torch.equal(found, stored.to(dtype).to(found.dtype)) for dtype in through)

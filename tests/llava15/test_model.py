@@ -16,7 +16,7 @@ from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatErr
 from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN, encode
 from llava_ohd.llava15.dataset import Batches
-from llava_ohd.llava15.model import build, image_tokens, language_model_folder, trainable, verify_tower
+from llava_ohd.llava15.model import build, image_tokens, language_model_folder, trainable
 from llava_ohd.llava15.tokenizer import load_tokenizer
 from llava_ohd.llava15.train import llava_config
 
@@ -101,7 +101,7 @@ def test_another_tower_is_refused(encoder: tower.Encoder, tiny_llama_dir: Path) 
     with torch.no_grad():
         next(model.model.vision_tower.parameters()).view(-1)[0] += 1e-6
     with pytest.raises(EncoderFormatError, match="the tower inside the model is not tiny"):
-        verify_tower(model, encoder)
+        tower.verify(model, encoder, exact=True)
 
 
 def test_what_trains(encoder: tower.Encoder, tiny_llama_dir: Path, batch: dict[str, torch.Tensor]) -> None:

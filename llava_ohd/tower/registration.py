@@ -1,0 +1,148 @@
+"""Makes encoder names known inside other code, by one line; each is undone by its counterpart.
+
+    from llava_ohd import tower; tower.register_with_llava()      # before train() or load_pretrained_model()
+
+`register_with_llava` gives the original LLaVA our tower, and mends two of its silent resets (`llava_checkpoints`).
+
+transformers has no register of names for `from_pretrained`, only of model types, so there is nothing to be entered
+into. `CLIPVisionModel.from_pretrained(tower.resolve("ours"))` and `tower.vision_model("ours")` need no registration and
+are the better way. `register_with_transformers` is for code that cannot be changed: it puts one step before
+`from_pretrained` of the CLIP and Auto classes, which replaces a known name by its folder and leaves all else alone.
+
+Source: LLaVA model/multimodal_encoder/builder.py, model/llava_arch.py @ c121f04.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from llava_ohd.errors import ModelNotFound
+from llava_ohd.tower.encoder_dir import check
+from llava_ohd.tower.llava_checkpoints import check_llava_checkpoint, find_encoder
+from llava_ohd.tower.names import choices, resolve
+from llava_ohd.tower.swapping import check_geometry
+from llava_ohd.tower.vision_tower import OHDVisionTower
+
+__all__ = ["register_with_llava", "register_with_transformers", "unregister_from_llava", "unregister_from_transformers"]
+
+_NAMED_IN_TRANSFORMERS = (
+    "AutoConfig",
+    "AutoImageProcessor",
+    "AutoModel",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "CLIPConfig",
+    "CLIPImageProcessor",
+    "CLIPImageProcessorPil",
+    "CLIPModel",
+    "CLIPProcessor",
+    "CLIPTokenizer",
+    "CLIPTokenizerFast",
+    "CLIPVisionConfig",
+    "CLIPVisionModel",
+)
+_undo_llava: list[Callable[[], None]] = []
+_undo_transformers: list[Callable[[], None]] = []
+
+
+def register_with_llava() -> None:
+    """Lets the original LLaVA take any encoder name, and never another tower than the one asked for.
+
+    From now on in this process, its `build_vision_tower` returns an `OHDVisionTower` for `ours`, registered names, Hub
+    ids, and paths relative to the working directory or to the checkpoint; it raises for a checkpoint whose own tower
+    weights would be ignored; and `initialize_vision_modules` drops the tower of a base that names another one. Configs
+    then get the encoder's full path, so that LLaVA loads the result without this line too. A second call does nothing.
+
+    Raises:
+        ModelNotFound: the original code cannot be imported.
+    """
+    if _undo_llava:
+        return
+    try:
+        from llava.model import llava_arch
+        from llava.model.multimodal_encoder import builder
+    except ImportError as error:
+        raise ModelNotFound(
+            f"the original LLaVA cannot be imported ({error}); run inside its environment, with PYTHONPATH=CHECKOUT"
+        ) from error
+    for module in (builder, llava_arch):
+        _replace(module, "build_vision_tower", _build_vision_tower, _undo_llava)
+    meta = llava_arch.LlavaMetaModel
+    _replace(meta, "initialize_vision_modules", _without_stale_tower(meta.initialize_vision_modules), _undo_llava)
+
+
+def unregister_from_llava() -> None:
+    """Gives the original LLaVA its own functions back; models built meanwhile keep their tower."""
+    while _undo_llava:
+        _undo_llava.pop()()
+
+
+def register_with_transformers() -> None:
+    """Lets `from_pretrained` of the CLIP and Auto classes take `ours`, `openai` and registered names, on any version.
+
+    A name of an existing folder still means that folder. The encoder is checked before it is loaded. A second call does
+    nothing.
+    """
+    import transformers
+
+    if _undo_transformers:
+        return
+    for name in _NAMED_IN_TRANSFORMERS:
+        kind = getattr(transformers, name, None)
+        # Two names may be one class (CLIPTokenizerFast since 5.0), which is to be wrapped once.
+        if kind is not None and "from_pretrained" in dir(kind) and not hasattr(kind.from_pretrained, "_llava_ohd"):
+            _replace(kind, "from_pretrained", classmethod(_by_name(kind)), _undo_transformers)
+
+
+def unregister_from_transformers() -> None:
+    """Gives transformers its own `from_pretrained` back."""
+    while _undo_transformers:
+        _undo_transformers.pop()()
+
+
+def _replace(owner: Any, name: str, value: Any, undo: list[Callable[[], None]]) -> None:
+    inherited = name not in vars(owner)
+    old = None if inherited else vars(owner)[name]
+    undo.append((lambda: delattr(owner, name)) if inherited else (lambda: setattr(owner, name, old)))
+    setattr(owner, name, value)
+
+
+def _build_vision_tower(vision_tower_cfg: Any, **arguments: Any) -> OHDVisionTower:
+    name = getattr(vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None))
+    checkpoint = Path(getattr(vision_tower_cfg, "_name_or_path", "") or ".")
+    if (checkpoint / "config.json").is_file() and arguments.get("delay_load"):
+        check_llava_checkpoint(checkpoint)
+    return OHDVisionTower(find_encoder(str(name), checkpoint), vision_tower_cfg, **arguments)
+
+
+def _without_stale_tower(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def initialize_vision_modules(self: Any, model_args: Any, *arguments: Any, **named: Any) -> None:
+        wanted = find_encoder(model_args.vision_tower)
+        present = self.get_vision_tower()
+        if present is not None and (
+            not isinstance(present, OHDVisionTower) or Path(present.vision_tower_name) != wanted.resolve()
+        ):
+            from llava_ohd.tower.checks import read_config
+
+            check_geometry(present.config, read_config(wanted).vision_config, str(wanted))
+            self.vision_tower = None
+        original(self, model_args, *arguments, **named)
+        self.config.mm_vision_tower = self.get_vision_tower().vision_tower_name
+
+    return initialize_vision_modules
+
+
+def _by_name(kind: Any) -> Callable[..., Any]:
+    original = kind.from_pretrained.__func__
+
+    @wraps(original)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *arguments: Any, **named: Any) -> Any:
+        name = pretrained_model_name_or_path
+        if isinstance(name, str) and not Path(name).is_dir() and name in choices():
+            pretrained_model_name_or_path = str(check(resolve(name)).path)
+        return original(cls, pretrained_model_name_or_path, *arguments, **named)
+
+    from_pretrained._llava_ohd = True  # type: ignore[attr-defined]
+    return from_pretrained
