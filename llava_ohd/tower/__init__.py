@@ -2,7 +2,8 @@
 
     folder = tower.resolve("ours")        # a name or a path
     model = tower.load(folder)            # CLIPModel, every weight checked
-    pixels = tower.load_processor(folder)(tower.open_image("photo.jpg"), return_tensors="pt")["pixel_values"]
+    pixels = tower.process_images([tower.open_image("photo.jpg")], tower.load_processor(folder))
+    verdict = tower.compare("openai", folder, images=["photo.jpg"]).verdict  # must the projector be trained again?
 
 Needs python >= 3.10, torch >= 2.1, transformers >= 4.37, and imports them at the first use of a name that needs them.
 """
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from llava_ohd.tower.names import model_for, register, registered, resolve
 
 if TYPE_CHECKING:
+    from llava_ohd.tower.comparing import Difference, compare
     from llava_ohd.tower.encoder_dir import Encoder, check, load, load_tokenizer, write
-    from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square
+    from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square, process_images
 
 __all__ = [
+    "Difference",
     "Encoder",
     "check",
+    "compare",
     "load",
     "load_processor",
     "load_tokenizer",
@@ -25,13 +29,15 @@ __all__ = [
     "model_for",
     "open_image",
     "pad_to_square",
+    "process_images",
     "register",
     "registered",
     "resolve",
     "write",
 ]
 
-_IMAGES = ("load_processor", "mean_color", "open_image", "pad_to_square")
+_MODULES = dict.fromkeys(("load_processor", "mean_color", "open_image", "pad_to_square", "process_images"), "images")
+_MODULES |= dict.fromkeys(("Difference", "compare"), "comparing")
 
 
 def __getattr__(name: str) -> Any:
@@ -39,4 +45,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{'images' if name in _IMAGES else 'encoder_dir'}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'encoder_dir')}"), name)

@@ -19,7 +19,13 @@ from llava_ohd.home import home
 
 __all__ = ["BUILT_IN", "COMMANDS", "BuiltIn", "choices", "model_for", "register", "registered", "resolve"]
 
-COMMANDS = ("check", "list", "path", "register")  # of `python -m llava_ohd.tower`; no encoder can have such a name
+COMMANDS = (
+    "check",
+    "diff",
+    "list",
+    "path",
+    "register",
+)  # of `python -m llava_ohd.tower`; no encoder can have such a name
 _HUB_FILES = ("*.json", "*.txt", "model.safetensors", "pytorch_model.bin")
 
 
