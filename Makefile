@@ -8,7 +8,7 @@ SPEC := .[train,quant,eval,dev]
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup quickstart test check format clean
+.PHONY: setup quickstart test test-old check format clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,21 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not gpu and not slow and not network and not old_transformers"
+
+# The light core under the transformers of the original LLaVA and the last of 4.x, and folders going between the three.
+OLD := 4.37 4.57
+
+test-old: setup $(OLD:%=.venv-%/.installed)
+	for version in $(OLD); do \
+	  PYTHONPATH=. .venv-$$version/bin/python -m pytest -W default tests/tower || exit 1; \
+	done
+	$(BIN)/python -m pytest -m old_transformers tests/cross_version
+
+.venv-%/.installed: tests/cross_version/requirements-%.txt
+	test -x .venv-$*/bin/pip || $(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $<)"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 check: setup
 	$(BIN)/ruff format --check .
