@@ -1,4 +1,4 @@
-"""A folder written under one transformers version means the same under every other, or is refused; never random weights.
+"""A folder written under one transformers version is the same under every other, or refused; never random weights.
 
 Three environments (`make test-old` makes the old two): 4.37.2, the version of LLaVA; 4.57.6, the last of 4.x; and the
 one that runs the tests. Each writes folders, each reads all of them: nine pairs.
