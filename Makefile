@@ -15,7 +15,7 @@ LLAVA_TORCH := torch==2.13.0
 LLAVA_SPEC := transformers==4.37.2 tokenizers==0.15.1 accelerate==0.21.0 peft==0.10.0 deepspeed==0.19.8 \
 	sentencepiece shortuuid requests pillow protobuf pytest
 
-.PHONY: setup quickstart test test-llava check format clean
+.PHONY: setup quickstart test test-llava test-old check format clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,21 @@ test-llava: .venv-llava/.installed
 	test -x $(LLAVA_BIN)/pip || $(LLAVA_PYTHON) -m venv --clear .venv-llava
 	$(LLAVA_BIN)/python -m pip install --quiet --disable-pip-version-check $(LLAVA_TORCH)
 	$(LLAVA_BIN)/python -m pip install --quiet --disable-pip-version-check $(LLAVA_TORCH) $(LLAVA_SPEC)
+	touch $@
+
+# The light core under the transformers of the original LLaVA and the last of 4.x, and folders going between the three.
+OLD := 4.37 4.57
+
+test-old: setup $(OLD:%=.venv-%/.installed)
+	for version in $(OLD); do \
+	  PYTHONPATH=. .venv-$$version/bin/python -m pytest -W default tests/tower || exit 1; \
+	done
+	$(BIN)/python -m pytest -m old_transformers tests/cross_version
+
+.venv-%/.installed: tests/cross_version/requirements-%.txt
+	test -x .venv-$*/bin/pip || $(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $<)"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 check: setup

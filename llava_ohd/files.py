@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +121,29 @@ def atomic_folder(path: Path, marker: str | None = None) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            remove_folder(path)
-            temporary.replace(path)
+            _replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Puts `new` in the place of `path`, as often as another writer puts its own there in between."""
+    while True:
+        remove_folder(path)
+        try:
+            new.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def remove_folder(path: Path) -> None:
     """Removes a folder so that a kill leaves no part of it under its name; does nothing where there is none."""
     if path.is_dir():
         doomed = _temporary(path.with_name(f"{path.name}.old"))
-        path.replace(doomed)
+        with suppress(FileNotFoundError):  # another process was faster
+            path.replace(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 

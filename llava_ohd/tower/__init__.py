@@ -2,7 +2,8 @@
 
     folder = tower.resolve("ours")        # a name or a path
     model = tower.load(folder)            # CLIPModel, every weight checked
-    pixels = tower.load_processor(folder)(tower.open_image("photo.jpg"), return_tensors="pt")["pixel_values"]
+    pixels = tower.process_images([tower.open_image("photo.jpg")], tower.load_processor(folder))
+    verdict = tower.compare("openai", folder, images=["photo.jpg"]).verdict  # must the projector be trained again?
 
     eyes = tower.OHDVisionTower.of("ours")               # LLaVA's CLIPVisionTower, checked
     tokens = eyes.encode(tower.open_image("photo.jpg"))  # (1, N, D), what the projector gets
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from llava_ohd.tower.names import model_for, register, registered, resolve
 
 if TYPE_CHECKING:
+    from llava_ohd.tower.comparing import Difference, compare
     from llava_ohd.tower.encoder_dir import Encoder, check, load, load_tokenizer, write
-    from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square
+    from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square, process_images
     from llava_ohd.tower.importing import import_encoder
     from llava_ohd.tower.llava_checkpoints import check_llava_base, check_llava_checkpoint
     from llava_ohd.tower.registration import (
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from llava_ohd.tower.vision_tower import OHDVisionTower, vision_model
 
 __all__ = [
+    "Difference",
     "Encoder",
     "OHDVisionTower",
     "check",
     "check_llava_base",
     "check_llava_checkpoint",
+    "compare",
     "import_encoder",
     "load",
     "load_processor",
@@ -43,6 +47,7 @@ __all__ = [
     "model_for",
     "open_image",
     "pad_to_square",
+    "process_images",
     "register",
     "register_with_llava",
     "register_with_transformers",
@@ -57,7 +62,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "images": ("load_processor", "mean_color", "open_image", "pad_to_square"),
+    "comparing": ("Difference", "compare"),
+    "images": ("load_processor", "mean_color", "open_image", "pad_to_square", "process_images"),
     "importing": ("import_encoder",),
     "llava_checkpoints": ("check_llava_base", "check_llava_checkpoint"),
     "registration": (

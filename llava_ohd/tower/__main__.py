@@ -5,6 +5,7 @@ The whole plug-in for the original LLaVA: --vision_tower "$(python -m llava_ohd.
 
 import argparse
 import contextlib
+import json
 import sys
 from typing import Any
 
@@ -17,6 +18,8 @@ python -m llava_ohd.tower check PATH         say what a folder holds, or what is
 python -m llava_ohd.tower list               all names and where they lead
 python -m llava_ohd.tower register mine PATH make an encoder known as `mine`
 python -m llava_ohd.tower import SRC DST     make an encoder folder of a CLIP from elsewhere
+python -m llava_ohd.tower diff openai ours --images photos/
+                                             what changes for LLaVA; must its projector be trained again?
 """
 _IMPORT_USAGE = (
     "python -m llava_ohd.tower import SRC DST [--name N] [--files-from DIR] [--base DIR] [--revision R] "
@@ -32,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava_ohd.tower",
         usage="python -m llava_ohd.tower {NAME | check NAME_OR_PATH | list | register NAME PATH [--model DIR] | "
-        "import SRC DST [...]}",
-        description="Encoders by name: find, check, list, register, import.",
+        "import SRC DST [...] | diff A B [...]}",
+        description="Encoders by name: find, check, list, register, import, compare.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     row.add_argument("path", metavar="PATH", help="encoder folder")
     row.add_argument("--model", metavar="DIR", help="LLaVA model folder trained on it")
     _add_import(commands)
+    _add_diff(commands)
     return parser
 
 
@@ -81,6 +85,32 @@ def _import(given: argparse.Namespace) -> Any:
     )
 
 
+def _add_diff(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    diff = commands.add_parser("diff", help="compare two encoders: must the projector be trained again?")
+    diff.add_argument("a", metavar="A", help="name or folder of the encoder that the projector was trained on")
+    diff.add_argument("b", metavar="B", help="name or folder of the one that is to take its place")
+    diff.add_argument(
+        "--images", nargs="+", metavar="PLACE", help="folders or files; without them no drift is measured"
+    )
+    diff.add_argument(
+        "--layer", type=int, default=-2, help="layer whose patch tokens LLaVA reads (default %(default)s)"
+    )
+    diff.add_argument("--limit", type=int, default=64, help="number of images, spread evenly (default %(default)s)")
+    diff.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _diff(given: argparse.Namespace) -> None:
+    for name in (given.a, given.b):
+        names.resolve(name)  # here, so that a wrong name is answered at once
+    with contextlib.redirect_stdout(sys.stderr):  # as in `main`
+        from llava_ohd.tower.comparing import compare
+        from llava_ohd.tower.images import find_images
+
+    images = find_images(given.images, given.limit) if given.images else None
+    difference = compare(given.a, given.b, images, given.layer)
+    print(json.dumps(difference.record(), indent=2) if given.json else "\n".join(difference.lines()))
+
+
 def _list() -> None:
     rows = names.registered()
     for name, place in names.choices().items():
@@ -98,6 +128,9 @@ def main(arguments: list[str]) -> None:
     with exit_on_error():
         if given.command == "list":
             _list()
+            return
+        if given.command == "diff":
+            _diff(given)
             return
         if given.command == "register":
             names.register(given.encoder, given.path, given.model)

@@ -14,6 +14,10 @@ __all__ = ["FORMAT", "check_finite", "check_keys", "check_preprocessor", "check_
 FORMAT = 1
 """Version of the layout that ohd.json states."""
 
+_SIZES = {"hidden_size", "image_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "patch_size"}
+_SIZES |= {"max_position_embeddings", "projection_dim", "vocab_size"}
+_LARGEST, _MOST_LAYERS = 10_000_000, 1000  # far beyond any CLIP; larger ones would only fill the memory
+
 
 def read_config(folder: Path) -> Any:
     """Reads config.json as a `CLIPConfig`.
@@ -27,7 +31,9 @@ def read_config(folder: Path) -> Any:
             f"{folder}/config.json has model_type {record.get('model_type')!r}; a full CLIPModel ('clip') is expected, "
             "with both towers"
         )
-    for part in (record, record.get("text_config") or {}, record.get("vision_config") or {}):
+    for name in ("text_config", "vision_config"):
+        _check_numbers(folder, name, record.get(name))
+    for part in (record, record["text_config"], record["vision_config"]):
         for key in ("dtype", "torch_dtype"):  # the type of the file says it; a model is always built in float32
             part.pop(key, None)
     try:
@@ -45,6 +51,23 @@ def read_config(folder: Path) -> Any:
             f"{text.vocab_size}; every caption would get the features of its first token. Set it to the tokenizer's"
         )
     return config
+
+
+def _check_numbers(folder: Path, name: str, part: Any) -> None:
+    """Looks at the numbers that decide how large a model is, before one is made of them."""
+    if not isinstance(part, dict):
+        raise EncoderFormatError(f"{folder}/config.json: {name} is {part!r}; an object is expected")
+    for key in _SIZES & part.keys():
+        value = part[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
+            raise EncoderFormatError(
+                f"{folder}/config.json: {name}.{key} is {value!r}; a number from 1 to {_LARGEST} is expected"
+            )
+    if part.get("num_hidden_layers", 1) > _MOST_LAYERS:
+        raise EncoderFormatError(
+            f"{folder}/config.json: {name}.num_hidden_layers is {part['num_hidden_layers']}; up to {_MOST_LAYERS} are "
+            "expected"
+        )
 
 
 def _read_part(file: Path) -> dict[str, Any]:

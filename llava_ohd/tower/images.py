@@ -3,14 +3,22 @@
 Source: LLaVA mm_utils.py `expand2square`, `process_images` @ c121f04.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image, UnidentifiedImageError
 
 from llava_ohd.errors import EncoderFormatError, ImageError
 
-__all__ = ["load_processor", "mean_color", "open_image", "pad_to_square"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["find_images", "load_processor", "mean_color", "open_image", "pad_to_square", "process_images"]
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_TORCHVISION = {"BaseImageProcessorFast", "TorchvisionBackend"}
+"""Base classes, in transformers 4.4x to 4.57 and 5.x, of the image processors that do not use Pillow."""
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -31,6 +39,24 @@ def open_image(path: str | Path) -> Image.Image:
         raise ImageError(f"{path} is not an image that Pillow knows; download or make it again") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"image {path} is truncated or damaged ({error}); download or make it again") from error
+
+
+def find_images(places: Sequence[str | Path], limit: int) -> list[Path]:
+    """Lists the image files in folders (at any depth) and among files, evenly thinned out to at most `limit`.
+
+    Raises:
+        ImageError: a place does not exist, or there is no image at all.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if not place.exists():
+            raise ImageError(f"{place} does not exist; give image files or a folder of them")
+        inside = sorted(place.rglob("*")) if place.is_dir() else [place]
+        found += [file for file in inside if not place.is_dir() or file.suffix.lower() in _SUFFIXES]
+    if not found or limit < 1:
+        raise ImageError(f"no image to look at in {', '.join(map(str, places))} ({' '.join(_SUFFIXES)}, limit {limit})")
+    count = min(limit, len(found))
+    return [found[number * len(found) // count] for number in range(count)]
 
 
 def pad_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -58,6 +84,44 @@ def mean_color(processor: Any) -> tuple[int, int, int]:
     """Returns the mean colour that the image processor subtracts, 0 to 255 per channel, rounded down as in LLaVA."""
     red, green, blue = (int(255 * value) for value in processor.image_mean)
     return red, green, blue
+
+
+def process_images(
+    images: Sequence[Image.Image], processor: Any, aspect_ratio: Literal["pad", "square"] = "pad"
+) -> "torch.Tensor":
+    """Turns images into the pixels that the tower sees, bit for bit those of LLaVA.
+
+    Args:
+        images: One or more; another mode than RGB is converted first, as LLaVA's evaluations do.
+        processor: From `load_processor`.
+        aspect_ratio: `pad` keeps the whole image, on a square of the mean colour (LLaVA-1.5). `square` takes the middle
+            of the image (the processor alone; LLaVA's name for it, also the default of transformers' LLaVA).
+
+    Returns:
+        `(B, 3, H, W)`, float32, normalised by the processor's mean and deviation.
+
+    Raises:
+        EncoderFormatError: the processor resizes with torchvision, whose pixels differ.
+        ImageError: no image was given, or one is a path or tensor.
+        ValueError: another `aspect_ratio`.
+
+    Source: LLaVA mm_utils.py `process_images` @ c121f04.
+    """
+    if aspect_ratio not in ("pad", "square"):
+        raise ValueError(f"aspect_ratio is {aspect_ratio!r}; 'pad' or 'square' is expected")
+    if not images or not all(isinstance(image, Image.Image) for image in images):
+        found = ", ".join(sorted({type(image).__name__ for image in images})) or "nothing"
+        raise ImageError(f"process_images was given {found}; a list of Pillow images is expected (tower.open_image)")
+    if _TORCHVISION & {base.__name__ for base in type(processor).__mro__}:
+        raise EncoderFormatError(
+            f"{type(processor).__name__} resizes with torchvision, whose pixels differ from those that LLaVA was "
+            "trained on; take tower.load_processor(FOLDER)"
+        )
+    ready = [image.convert("RGB") for image in images]
+    if aspect_ratio == "pad":
+        ready = [pad_to_square(image, mean_color(processor)) for image in ready]
+    pixels: torch.Tensor = processor(ready, return_tensors="pt")["pixel_values"]
+    return pixels
 
 
 def load_processor(path: str | Path) -> Any:

@@ -21,6 +21,7 @@ __all__ = ["BUILT_IN", "COMMANDS", "BuiltIn", "choices", "model_for", "register"
 
 COMMANDS = (
     "check",
+    "diff",
     "import",
     "list",
     "path",

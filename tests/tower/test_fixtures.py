@@ -13,7 +13,9 @@ def test_tokenizer_of_the_tiny_encoder(tiny_encoder_dir: Path) -> None:
     start, end = len(tokenizer) - 2, len(tokenizer) - 1
     assert (ids[0], ids[-1]) == (start, end)
     assert end not in ids[:-1]  # nothing is unknown: every byte has a piece
-    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ,", ",") == "a red ball, zürich 4 2"
+    assert (
+        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == "a red ball , zürich 4 2"
+    )
     assert len(tokenizer("a ball")["input_ids"]) == 4  # frequent words are one piece
 
 

@@ -1,0 +1,114 @@
+"""Times writing, checking and loading an encoder of the true size, and measures the memory that each needs.
+
+Input:   none; a random CLIP-L/14-336 (full CLIPModel, 428 million parameters) is made, without its tokenizer.
+Output:  benchmarks/results/tower_loading.json: per file type and step the seconds and the peak memory above the model.
+Command: python benchmarks/tower_loading.py
+Cost:    about 5 minutes, 6 GB of memory, 3 GB of disk.
+
+Memory is the peak resident set of a process of its own (VmHWM), so it counts the mapped file as well. `above_model` is
+what a step needs beside what was there before it (a model to write) or what it returns (a loaded model):
+peak - before - returned. The target is 1.2 x the size of the file.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks" / "results" / "tower_loading.json"
+TARGET = 1.2
+VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+VISION |= {"image_size": 336, "patch_size": 14, "projection_dim": 768}
+TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+TEXT |= {"projection_dim": 768, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+PIXELS = {
+    "crop_size": {"height": 336, "width": 336},
+    "size": {"shortest_edge": 336},
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+}
+
+
+def _memory(field: str) -> int:
+    """Returns VmRSS or VmHWM of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _measured(action: Callable[[], Any]) -> dict[str, float]:
+    """Runs one step; a model that it gives back is not counted as above the model."""
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from what is resident now
+    before, start = _memory("VmRSS"), time.perf_counter()
+    result = action()
+    seconds, peak = time.perf_counter() - start, _memory("VmHWM")
+    weights = result.parameters() if hasattr(result, "parameters") else ()
+    returned = sum(weight.numel() * weight.element_size() for weight in weights)
+    return {"seconds": round(seconds, 2), "peak": peak, "above_model": peak - before - returned}
+
+
+def _step(step: str, folder: Path, dtype: str) -> dict[str, float]:
+    """One step in this process, with the libraries already imported."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from llava_ohd.tower import encoder_dir
+
+    torch.set_num_threads(2)
+    if step == "write":
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=768))
+        model = model.to(getattr(torch, dtype))
+        files = folder.with_name("files")
+        files.mkdir(exist_ok=True)
+        (files / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+        return _measured(
+            lambda: encoder_dir.write(model, folder, files_from=files, name="random", parents=[], config={})
+        )
+    if step == "check":
+        return _measured(lambda: encoder_dir.check(folder))
+    return _measured(lambda: encoder_dir.load(folder))
+
+
+def _run(step: str, folder: Path, dtype: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--dtype", dtype]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measures all steps and writes the result, or, called by itself, measures one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", choices=("write", "check", "load"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        print(json.dumps(_step(given.step, given.folder, given.dtype)))
+        return
+    from llava_ohd.files import write_json
+    from llava_ohd.results import versions
+
+    rows = {}
+    for dtype in ("float16", "float32"):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "encoder"
+            for step in ("write", "check", "load"):
+                row = _run(step, folder, dtype)
+                size = (folder / "model.safetensors").stat().st_size
+                rows[f"{dtype}/{step}"] = row | {"file": size, "share": round(row["above_model"] / size, 3)}
+                print(f"{dtype} {step}: {row['seconds']} s, {row['above_model'] / size:.2f} x the file above the model")
+    machine = {"processor": platform.processor() or platform.machine(), "threads": 2}
+    record = {"command": "python benchmarks/tower_loading.py", "target": TARGET, "machine": machine}
+    write_json(OUT, record | {"versions": versions(), "steps": rows})
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
