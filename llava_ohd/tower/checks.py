@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import CLIPConfig, CLIPModel
+from transformers.activations import ACT2FN
 
 from llava_ohd.errors import DataFormatError, EncoderFormatError
 from llava_ohd.files import read_json, sha256_file
@@ -32,7 +33,9 @@ def read_config(folder: Path) -> Any:
             "with both towers"
         )
     for name in ("text_config", "vision_config"):
-        _check_numbers(folder, name, record.get(name))
+        _check_part(folder, name, record.get(name))
+        if record.get(f"{name}_dict") is not None:  # as on the Hub; its values come before those of `name`
+            _check_part(folder, f"{name}_dict", record[f"{name}_dict"])
     for part in (record, record["text_config"], record["vision_config"]):
         for key in ("dtype", "torch_dtype"):  # the type of the file says it; a model is always built in float32
             part.pop(key, None)
@@ -53,8 +56,8 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-def _check_numbers(folder: Path, name: str, part: Any) -> None:
-    """Looks at the numbers that decide how large a model is, before one is made of them."""
+def _check_part(folder: Path, name: str, part: Any) -> None:
+    """Looks at what decides how large a model is and how it computes, before one is made of it."""
     if not isinstance(part, dict):
         raise EncoderFormatError(f"{folder}/config.json: {name} is {part!r}; an object is expected")
     for key in _SIZES & part.keys():
@@ -67,6 +70,11 @@ def _check_numbers(folder: Path, name: str, part: Any) -> None:
         raise EncoderFormatError(
             f"{folder}/config.json: {name}.num_hidden_layers is {part['num_hidden_layers']}; up to {_MOST_LAYERS} are "
             "expected"
+        )
+    if (activation := part.get("hidden_act", "quick_gelu")) not in list(ACT2FN):
+        raise EncoderFormatError(
+            f"{folder}/config.json: {name}.hidden_act is {activation!r}, which transformers does not know; "
+            "'quick_gelu' is that of OpenAI's weights, 'gelu' that of most of open_clip's"
         )
 
 

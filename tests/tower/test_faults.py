@@ -42,7 +42,7 @@ def places(content: bytes) -> list[int]:
     header = json.loads(content[8:start])
     ends = [row["data_offsets"] for name, row in header.items() if name != "__metadata__"]
     data = [start + place for first, last in ends for place in (first, last - 1)]
-    return sorted({*range(8), *range(8, start, 61), *data})
+    return sorted({*range(8), *range(8, start, 101), *data})
 
 
 @pytest.mark.parametrize("bit", [1, 128])
@@ -61,7 +61,7 @@ def test_a_flipped_header_bit_without_a_record(encoder: Path) -> None:
     (encoder / "ohd.json").unlink()
     whole, expected = (encoder / WEIGHTS).read_bytes(), load_file(encoder / WEIGHTS)
     refused = 0
-    for place in range(0, header_end(whole), 13):
+    for place in range(0, header_end(whole), 41):
         (encoder / WEIGHTS).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         try:
             state = tower.load(encoder).state_dict()
@@ -69,7 +69,7 @@ def test_a_flipped_header_bit_without_a_record(encoder: Path) -> None:
             refused += 1
             continue
         assert all(torch.equal(state[name], weight) for name, weight in expected.items())
-    assert refused > 100
+    assert refused > 30
 
 
 def test_a_cut_anywhere_is_refused(encoder: Path) -> None:
@@ -112,6 +112,12 @@ def test_odd_parts_of_the_configuration(encoder: Path, part: str) -> None:
         (encoder / "config.json").write_text(json.dumps(record | {part: value}))
         with pytest.raises(EncoderFormatError):
             tower.check(encoder)
+    for spoilt in (*(value for value in VALUES if value not in (None, {})), {"num_hidden_layers": 10**9}):
+        (encoder / "config.json").write_text(json.dumps(record | {f"{part}_dict": spoilt}))
+        with pytest.raises(EncoderFormatError, match=f"{part}_dict"):
+            tower.check(encoder)
+    (encoder / "config.json").write_text(json.dumps(record | {f"{part}_dict": None}))
+    tower.check(encoder)
 
 
 # --- types
@@ -223,7 +229,7 @@ with torch.no_grad():
     model.vision_model.post_layernorm.bias.fill_(float(number))
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(15):
+for _ in range(10):
     tower.write(model, destination, files_from=source, name=number, parents=[], config={})
 """
 
@@ -269,6 +275,7 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("kept", [True, False], ids=["beside_safetensors", "alone"])
 def test_code_in_a_plain_pickle_is_never_run(encoder: Path, tmp_path: Path, protocol: int, kept: bool) -> None:
