@@ -10,7 +10,7 @@
 
 The thresholds lie between two drifts measured on the embedded encoder and 48 photos (docs/tower.md): running it in
 bfloat16, in which LLaVA itself trains, moves the features by 0.005 (mean cosine 0.99999); training it on captions with
-wrong objects moves them by 0.52 to 0.55 (mean cosine 0.86). They sit at ten times the first, a tenth of the second.
+wrong objects moves them by 0.52 to 0.55 (mean cosine 0.86). `DISTANCE` is ten times the first, a tenth of the second.
 """
 
 from collections.abc import Iterable, Mapping

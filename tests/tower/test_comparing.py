@@ -103,6 +103,19 @@ def test_no_features() -> None:
         measure([])
 
 
+def test_thresholds_lie_between_rounding_and_training(photos: list[Path]) -> None:
+    """What LLaVA itself does to the features, by computing in bfloat16, is a tenth of what `fits` allows."""
+    folder = tower.resolve("world-openai")
+    model = tower.load(folder).vision_model
+    pixels = tower.process_images([tower.open_image(file) for file in photos], tower.load_processor(folder))
+    with torch.no_grad():
+        exact = model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        rounded = model.bfloat16()(pixels.bfloat16(), output_hidden_states=True).hidden_states[-2][:, 1:]
+    found = measure([(exact, rounded)])
+    assert 0 < found.distance < verdicts.DISTANCE / 5
+    assert 1 - found.cosine < (1 - verdicts.MEAN_COSINE) / 25
+
+
 # --- two encoders
 
 
