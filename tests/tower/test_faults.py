@@ -171,7 +171,7 @@ def test_a_read_only_folder_can_be_loaded_and_not_written(encoder: Path, tmp_pat
         for path in (tmp_path, encoder):
             path.chmod(0o755)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = done.stdout.splitlines()[-4:]  # deepspeed, where installed, announces itself above them
     assert [line.split(" (")[0] for line in lines[:2]] == [
         f"cannot write {place}: no permission to write there" for place in (encoder, tmp_path / "new")
     ]
@@ -248,7 +248,7 @@ def test_two_writers_at_once_leave_one_whole_encoder(tiny_encoder_dir: Path, tmp
     ]
     for writer in writers:
         assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
+        assert "ready\n" in iter(writer.stdout.readline, "")  # deepspeed, where installed, announces itself before
     for writer in writers:
         assert writer.stdin is not None
         writer.stdin.write("\n")
