@@ -100,10 +100,14 @@ def resolve(name_or_path: str | Path) -> Path:
         return _registered_folder(name, rows[name])
     if name in BUILT_IN:
         return _built_in_folder(name, BUILT_IN[name])
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve()
+    folder = Path(name).expanduser()
+    if (folder / "encoder" / "config.json").is_file() and not (folder / "config.json").is_file():
+        raise EncoderNotFound(f"{name} is the folder of a run; its encoder is {folder / 'encoder'}")
+    if folder.is_dir():
+        return folder.resolve()
     known = "; ".join(f"{choice} ({place})" for choice, place in choices().items())
-    raise EncoderNotFound(f"unknown encoder {name!r}; choose one of: {known}; or give the path of an encoder folder")
+    what = f"there is no folder {name}" if "/" in name else f"unknown encoder {name!r}"
+    raise EncoderNotFound(f"{what}; choose one of: {known}; or give the path of an encoder folder")
 
 
 def register(name: str, path: str | Path, model: str | Path | None = None) -> None:
