@@ -20,7 +20,7 @@ _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _KNOWN = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "patch_dropout", "output_tokens"}
 _KNOWN |= {"context_length", "vocab_size", "heads", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
 _IDLE = {"attn_pooler_queries", "attn_pooler_heads", "pad_id", "timm_pool", "timm_proj", "timm_drop"}
-_AS_OPENAI = (None, False, {}, "tok", "argmax", "learnable", "linear", "default")
+_AS_OPENAI: tuple[Any, ...] = (None, False, {}, "tok", "argmax", "learnable", "linear", "default")
 """Values of any other field that leave the architecture OpenAI's."""
 
 

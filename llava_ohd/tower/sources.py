@@ -58,7 +58,7 @@ def _measured(place: Path, found: Source, base: Base | None, quick_gelu: bool | 
     said = found.config.vision_config.hidden_act == NAMES[True] if found.says_activation else None
     with naming(place):
         activation, grounds = decide_activation(found.weights, base, said, quick_gelu)
-    config = CLIPConfig.from_dict(found.config.to_dict())  # a copy: it may be the base's
+    config: Any = CLIPConfig.from_dict(found.config.to_dict())  # a copy: it may be the base's
     config.vision_config.hidden_act = activation
     return replace(found, config=config, notes=found.notes | grounds | {"hidden_act": activation})
 
