@@ -136,7 +136,7 @@ def test_a_lora_trained_on_a_base_that_uses_its_own_tower(
     lora = beside_a_base(tmp_path / "lora", tiny_encoder_dir, None)
     own = checkpoint(tmp_path / "own", tiny_encoder_dir, another, **FLAG)
     assert tower.check_llava_checkpoint(lora) == tower.check(tiny_encoder_dir)
-    with pytest.raises(ModelFormatError, match="uses the tower weights inside it .*is another tower"):
+    with pytest.raises(ModelFormatError, match=r"uses the tower weights inside it .*is another tower"):
         tower.check_llava_checkpoint(lora, own)
     ignored = checkpoint(tmp_path / "ignored", tiny_encoder_dir, another)
     assert tower.check_llava_checkpoint(lora, ignored) == tower.check(tiny_encoder_dir)
