@@ -5,7 +5,7 @@ Output:  benchmarks/results/tower_loading.json: per file type and step the secon
 Command: python benchmarks/tower_loading.py
 Cost:    about 6 minutes, 6 GB of memory, 3 GB of disk.
 
-Steps: `write`, `check`, `load` (the whole CLIPModel, float32), `tower` (OHDVisionTower, float32), and `swap` by name into
+Steps: `write`, `check`, `load` (CLIPModel in float32), `tower` (OHDVisionTower in float32), and `swap` by name into
 transformers' LLaVA, whose tower is of the file's type and whose language model is tiny.
 
 Memory is the peak resident set of a process of its own (VmHWM), so it counts the mapped file as well. `above_model` is

@@ -104,7 +104,9 @@ def files_for(model: Any, source: Path, destination: Path) -> Path:
         if file.suffix in (".json", ".txt") and file.name not in ("config.json", "ohd.json"):
             text = file.read_text()
             if file.name == "preprocessor_config.json":
-                text = json.dumps(json.loads(text) | {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}})
+                text = json.dumps(
+                    json.loads(text) | {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
+                )
             (destination / file.name).write_text(text)
     return destination
 
@@ -124,7 +126,9 @@ def assert_same(folder: Path, model: Any, tokens: torch.Tensor, pixels: torch.Te
     with torch.no_grad():
         out = found(input_ids=words, pixel_values=pixels)
         layer = found.vision_model(pixels, output_hidden_states=True).hidden_states[-2]
-        expected = [nn.functional.normalize(one, dim=-1) for one in (model.encode_image(pixels), model.encode_text(words))]
+        expected = [
+            nn.functional.normalize(one, dim=-1) for one in (model.encode_image(pixels), model.encode_text(words))
+        ]
     for one, other in zip((out.image_embeds, out.text_embeds, layer), (*expected, tokens), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
