@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square, process_images
     from llava_ohd.tower.importing import import_encoder
     from llava_ohd.tower.llava_checkpoints import check_llava_base, check_llava_checkpoint
+    from llava_ohd.tower.loading import vision_model
     from llava_ohd.tower.registration import (
         register_with_llava,
         register_with_transformers,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         unregister_from_transformers,
     )
     from llava_ohd.tower.swapping import swap, verify
-    from llava_ohd.tower.vision_tower import OHDVisionTower, vision_model
+    from llava_ohd.tower.vision_tower import OHDVisionTower
 
 __all__ = [
     "Difference",
@@ -66,6 +67,7 @@ _MODULES = {
     "images": ("load_processor", "mean_color", "open_image", "pad_to_square", "process_images"),
     "importing": ("import_encoder",),
     "llava_checkpoints": ("check_llava_base", "check_llava_checkpoint"),
+    "loading": ("vision_model",),
     "registration": (
         "register_with_llava",
         "register_with_transformers",
@@ -73,7 +75,7 @@ _MODULES = {
         "unregister_from_transformers",
     ),
     "swapping": ("swap", "verify"),
-    "vision_tower": ("OHDVisionTower", "vision_model"),
+    "vision_tower": ("OHDVisionTower",),
 }
 
 
