@@ -4,8 +4,8 @@ Its silent resets:
 
 - A checkpoint that holds tower weights. They are used only if its config.json says `unfreeze_mm_vision_tower: true`;
   else the folder that `mm_vision_tower` names is loaded over them, with a warning at most.
-- With that flag, whatever tower weights come along are used: half a tower, or for a LoRA or projector that has none, the
-  tower inside the base that it is loaded on.
+- With that flag, whatever tower weights come along are used: half a tower, or for a LoRA or projector that has none,
+  the tower inside the base that it is loaded on.
 - Training from a base checkpoint whose config.json names tower A already, e.g. llava-v1.5-7b, with `--vision_tower B`:
   it trains with A and writes B into the result.
 
@@ -125,8 +125,8 @@ def _check_complete(folder: Path, inside: dict[str, torch.Tensor], encoder: Enco
     if missing := sorted(expected - inside.keys()):
         raise ModelFormatError(
             f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds {len(inside)} tensors of a "
-            f"tower that has {len(expected)}; missing: {some(missing)}. LLaVA would take those from {encoder.path}. Save "
-            "the checkpoint again with its whole tower, or set the flag to false, so that the encoder is used"
+            f"tower that has {len(expected)}; missing: {some(missing)}. LLaVA would take those from {encoder.path}. "
+            "Save the checkpoint again with its whole tower, or set the flag to false, so that the encoder is used"
         )
     if foreign := sorted(inside.keys() - expected):
         raise ModelFormatError(
@@ -139,9 +139,9 @@ def _check_of_base(folder: Path, base: str | Path | None, encoder: Encoder) -> N
     """With the flag and no tower inside, the tower weights of the base are laid over the named encoder."""
     if base is None:
         raise ModelFormatError(
-            f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds no tower weights: LLaVA would "
-            f"use those of the base that it is loaded on. Give the base (base=...), or set the flag to false, so that "
-            f"{encoder.path} is used"
+            f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds no tower weights: LLaVA "
+            f"would use those of the base that it is loaded on. Give the base (base=...), or set the flag to "
+            f"false, so that {encoder.path} is used"
         )
     inside, _ = _tower_weights(_config(base)[0])
     if wrong := _unlike(inside, encoder):
