@@ -5,9 +5,13 @@ or a full disk the old file is still there or none is. A folder of several files
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -75,12 +79,30 @@ def _storage_reason(error: Exception) -> str | None:
 
 
 def _temporary(path: Path) -> Path:
-    """Returns this process's temporary name for `path`, and removes what killed writers of it left behind."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
-        process = left.name.split(".")[-2]
-        if process.isdigit() and (int(process) == os.getpid() or not Path(f"/proc/{process}").exists()):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Returns a new temporary name for `path`, and removes what killed writers on this machine left behind.
+
+    The name holds machine, process and a random part: threads, and machines that share a disk, never meet.
+    """
+    start = f".{path.name}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.part"):
+        parts = left.name.removeprefix(start).split(".")  # a longer name belongs to a file whose name begins like this
+        if len(parts) == 4 and parts[0] == _machine() and parts[1].isdigit() and not _is_running(int(parts[1])):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{start}{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _machine() -> str:
+    return re.sub(r"[^\w-]", "-", platform.node())
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @contextmanager
