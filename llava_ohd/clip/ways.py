@@ -128,7 +128,7 @@ class Stage:
         self._tokenizer = tokenizer
         self.model = CLIPModel(_config(geometry, tokenizer)).train().to(self.device)
         if checkpointing:
-            self.model.gradient_checkpointing_enable()
+            self.model.activation_checkpointing_enable()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.1, fused=True)
         pixels: Any = _RandomPixels(len({row.image for row in rows}), GEOMETRIES[geometry][0]["image_size"])
         self._data = OhdData(rows, pixels, tokenizer)
