@@ -83,6 +83,9 @@ class Lexicon:
         self._known: dict[str, tuple[Mention, ...]] = {}
         self._longest = max((len(form) for form in self._forms), default=0)
 
+    def __reduce__(self) -> tuple[type["Lexicon"], tuple[tuple[str, ...]]]:
+        return Lexicon, (self.names,)  # other processes need not what this one has read
+
     def mentions(self, caption: str) -> tuple[Mention, ...]:
         """Finds the objects that a caption names, from left to right, longest names first."""
         if caption not in self._known:
