@@ -4,6 +4,7 @@
 """
 
 import importlib.metadata
+import inspect
 import platform
 import shutil
 from collections import Counter
@@ -96,7 +97,8 @@ def build_file(
         StorageError: the disk is full or not writable.
     """
     parts = out.with_name(f"{out.name}.parts")
-    made_from = {"code": code_digest(Path(__file__)), "planned": planned.digest, "writer": write.identity}
+    code = [code_digest(Path(file)) for file in (__file__, inspect.getfile(type(write)))]
+    made_from = {"code": code, "planned": planned.digest, "writer": write.identity}
     workers = planned.config.workers if isinstance(write, RuleWriter) else 1
     written = write_in_shards(parts, made_from, planned.plans, write, workers)
     write_rows(out, [item.row for item in written])

@@ -63,7 +63,7 @@ def fault(text: str, intent: Intent, caption: str, siblings: Collection[str], le
         lexicon: Recognises the objects.
     """
     words = same_words(text)
-    if len(words) < 2:
+    if not words:
         return "that is no caption"
     if "\n" in text:
         return "the caption must be on one line, without anything before or after it"
