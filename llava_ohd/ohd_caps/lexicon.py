@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from llava_ohd.ohd_caps.grammar import is_plural, plural
-from llava_ohd.ohd_caps.words import ADJECTIVES, ANIMATE, COLOURS, DETERMINERS, SYNONYMS, ends_phrase, is_participle
+from llava_ohd.ohd_caps.words import (
+    ADJECTIVES,
+    ANIMATE,
+    COLLECTIVES,
+    COLOURS,
+    DETERMINERS,
+    SYNONYMS,
+    ends_phrase,
+    is_participle,
+)
 
 __all__ = ["Lexicon", "Mention", "Word", "split_words"]
 
@@ -128,7 +137,7 @@ class Lexicon:
             determiner,
             tuple(word.text for word in words[begin + bool(determiner) : position]),
             " ".join(word.text for word in words[position : position + size]),
-            many,
+            many or (not determiner and _is_gathered(words, begin)),
             not self._goes_on(words, position + size)
             or (name in ANIMATE and determiner in ("a", "an", "the") and self._is_verb(words, position + size)),
         )
@@ -139,6 +148,11 @@ class Lexicon:
         following = words[position + 1] if position + 1 < len(words) else None
         ends = following is None or following.is_mark or ends_phrase(following.text)
         return ends and words[position].text.endswith("s") and not words[position].text.endswith("ss")
+
+
+def _is_gathered(words: Sequence[Word], begin: int) -> bool:
+    """A noun behind "a herd of" stands for several, also where it is written without s."""
+    return begin >= 2 and words[begin - 1].text == "of" and words[begin - 2].text in COLLECTIVES
 
 
 def _phrase_start(words: Sequence[Word], noun: int, floor: int) -> tuple[int, str]:

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from llava_ohd.ohd_caps.grammar import enumerate_phrases, plural, with_article
+from llava_ohd.ohd_caps.grammar import enumerate_phrases, is_mass, is_plural, plural, with_article
 from llava_ohd.ohd_caps.lexicon import Lexicon, Mention, Word, split_words
 from llava_ohd.ohd_caps.style import LIST, Style, runs
 from llava_ohd.ohd_caps.words import (
@@ -32,6 +32,8 @@ INSTEAD = 0.25  # share of insertions that take the place of an object: a negati
 _TAIL = re.compile(r"[\s.,;:!?\"']*$")
 _LINK = re.compile(r"\s+(?:next to|with|beside|near|behind|under|above|in front of|on top of|on|in|by)\s+")
 _SINGULAR = {"are": "is", "were": "was", "have": "has"}
+_RELATIVES = {"that", "which", "who"}
+_ANY_NUMBER = {"a", "an", "the", "some", "his", "her", "its", "their", "our", "my", "your", "this", "that", "no", "any"}
 _CHAINED = PREPOSITIONS | {"top"}
 _PARTICLES = {"up", "down", "out", "off", "over"}  # "holding up a cup": they belong to the verb
 
@@ -101,6 +103,7 @@ class Rewriter:
         like = rng.choice(mentions) if mentions else None
         lists = [run for run in runs(caption, mentions) if _can_grow(caption, run, objects)]
         ways = {way: count for way, count in self.style.ways.items() if count and (lists or way != LIST)}
+        ways = {way: count for way, count in ways.items() if f" {way} " not in caption} or ways
         way = rng.choices(list(ways), list(ways.values()))[0] if ways else "with"
         if way == LIST:
             return self._add_to_list(caption, rng.choice(lists), objects, like, rng)
@@ -116,6 +119,8 @@ class Rewriter:
         article = _takes_articles(self.lexicon.mentions(caption))
         # Where sizes are given, captions begin with the largest object: a new one in front would give itself away.
         foremost = int(any(not OPPOSITES.keys().isdisjoint(mention.adjectives) for mention in run))
+        if _is_modified(caption, run[0]):
+            foremost = 1
         for name in objects:
             place = rng.randint(foremost, len(phrases))
             phrases.insert(place, self.style.phrase(name, like, place == 0, article, rng))
@@ -125,11 +130,7 @@ class Rewriter:
         """Names another object in place of a mention: same determiner, number and kinds of attribute."""
         first = mention.start == self.lexicon.mentions(caption)[0].start
         noun = self.style.phrase(name, mention, first, False, rng)
-        if mention.is_plural:
-            noun = plural(noun)
-        article = mention.determiner in ("a", "an")
-        phrase = with_article(noun) if article else f"{mention.determiner} {noun}".strip()
-        return _splice(caption, mention.start, mention.end, phrase)
+        return _splice(caption, mention.start, mention.end, _in_place_of(mention, noun))
 
     def _remove_one(self, caption: str, name: str) -> str | None:
         mentions = self.lexicon.mentions(caption)
@@ -198,6 +199,22 @@ def _takes_articles(mentions: Sequence[Mention]) -> bool:
     return not singular or any(mention.determiner for mention in singular)
 
 
+def _in_place_of(mention: Mention, noun: str) -> str:
+    """Puts another noun under the determiner of a mention: "two cups" for "two balls", "a cup" for "snow"."""
+    if mention.is_plural and not is_mass(mention.noun):
+        noun = plural(noun)
+    counts = mention.determiner not in _ANY_NUMBER
+    if mention.determiner in ("a", "an") or (is_mass(mention.noun) and not mention.determiner):
+        return with_article(noun)
+    return noun if is_mass(noun) and counts else f"{mention.determiner} {noun}".strip()
+
+
+def _is_modified(caption: str, mention: Mention) -> bool:
+    """Whether a word stands before the phrase that belongs to it, though it is not known to ("other people")."""
+    before = [word for word in split_words(caption) if word.end <= mention.start]
+    return bool(before) and not mention.determiner and not before[-1].is_mark and not ends_phrase(before[-1].text)
+
+
 def _next_word(caption: str, place: int) -> str:
     return next((word.text for word in split_words(caption) if word.start >= place), ".")
 
@@ -206,13 +223,26 @@ def _fitting(names: Sequence[str], caption: str, run: Sequence[Mention]) -> list
     """Which objects can stand in an enumeration: where a person or an animal does something, only such."""
     word = _next_word(caption, run[-1].end)
     acts = word == "who" or is_finite(word) or is_participle(word) or (word.isalpha() and not ends_phrase(word))
-    return [name for name in names if not acts or run[0].name not in ANIMATE or name in ANIMATE]
+    acts = acts or _is_subject(caption, run)
+    agrees = len(run) > 1 or run[0].is_plural or word not in _RELATIVES
+    return [
+        name
+        for name in names
+        if (not acts or run[0].name not in ANIMATE or name in ANIMATE) and (agrees or not is_plural(name))
+    ]
+
+
+def _is_subject(caption: str, run: Sequence[Mention]) -> bool:
+    """Whether a caption that begins with these goes on to say what they do ("A man with a flag stands ...")."""
+    words = split_words(caption)
+    return run[0].start == words[0].start and any(is_finite(word.text) for word in words if word.start >= run[-1].end)
 
 
 def _can_grow(caption: str, run: Sequence[Mention], objects: Sequence[str]) -> bool:
     """Whether objects can join: their number must not break the agreement with a verb ("a dog runs")."""
     word = _next_word(caption, run[-1].end)
     agrees = len(run) > 1 or run[0].is_plural or not word.isalpha() or (ends_phrase(word) and not is_finite(word))
+    agrees = agrees and (word not in _RELATIVES or len(run) > 1 or run[0].is_plural)
     return agrees and len(_fitting(objects, caption, run)) == len(objects)
 
 
@@ -223,7 +253,8 @@ def _places(caption: str, mentions: Sequence[Mention]) -> list[int]:
     first = next((mention for mention in mentions if mention.clean), None)
     if first is not None:
         word = _next_word(caption, first.end)
-        if word != "of" and (word in PREPOSITIONS or is_finite(word) or is_participle(word)):
+        with_own = word == "with" or (word == "in" and first.name == "person")  # "a man in a coat"
+        if word != "of" and not with_own and (word in PREPOSITIONS or is_finite(word) or is_participle(word)):
             places.append(first.end)
     return places
 
