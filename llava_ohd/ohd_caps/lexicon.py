@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llava_ohd.ohd_caps.grammar import is_plural, plural
+from llava_ohd.ohd_caps.grammar import is_mass, is_plural, plural
 from llava_ohd.ohd_caps.words import (
     ADJECTIVES,
     ANIMATE,
@@ -138,9 +138,16 @@ class Lexicon:
             tuple(word.text for word in words[begin + bool(determiner) : position]),
             " ".join(word.text for word in words[position : position + size]),
             many or (not determiner and _is_gathered(words, begin)),
-            not self._goes_on(words, position + size)
-            or (name in ANIMATE and determiner in ("a", "an", "the") and self._is_verb(words, position + size)),
+            self._ends(words, position, size, name, determiner),
         )
+
+    def _ends(self, words: Sequence[Word], position: int, size: int, name: str, determiner: str) -> bool:
+        """Whether the phrase surely ends behind the noun."""
+        if determiner in ("a", "an") and is_mass(words[position + size - 1].text):
+            return False  # "a dirt hiking trail"
+        if not self._goes_on(words, position + size):
+            return True
+        return name in ANIMATE and determiner in ("a", "an", "the") and self._is_verb(words, position + size)
 
     @staticmethod
     def _is_verb(words: Sequence[Word], position: int) -> bool:
