@@ -7,8 +7,8 @@ Outputs: JSON Lines, one row per image (format: llava_ohd/ohd_caps/readers.py); 
          the image. Judge an encoder by what it has beyond these.
 Command: python scripts/build_ohd_caps.py --instances runs/world/annotations/instances_train.json \
              --captions runs/world/annotations/captions_train.json --out runs/world/ohd_caps/train.jsonl
-Cost:    about 400 rows a second and process on the world, half of it on photographs; offline, no GPU. With --rewriter
-         (an OpenAI-compatible server) 27 requests a row.
+Cost:    about 500 rows a second and process; offline, no GPU. With --rewriter (an OpenAI-compatible server) 27 requests
+         a row.
 
 Leave out the images of every test set: --exclude takes files of POPE, OHD-Caps, CHAIR and COCO, and lists of names.
 Killed or out of budget, the same command goes on where it stopped; see docs/ohd_caps.md.
@@ -65,6 +65,10 @@ def parse() -> argparse.Namespace:
         parser.error("--instances and --captions belong together")
     if (arguments.rewriter is None) != (arguments.model is None):
         parser.error("--rewriter and --model belong together")
+    if not isinstance(arguments.sampling, dict):
+        parser.error('--sampling takes a JSON object, such as {"temperature": 0.7}')
+    if min(arguments.concurrency, arguments.workers) < 1 or arguments.retries < 0:
+        parser.error("--concurrency and --workers are at least 1, --retries at least 0")
     return arguments
 
 

@@ -64,7 +64,6 @@ class EndpointWriter:
             "sampling": config.sampling,
             "attempts": attempts,
         }
-        self._progress = Progress(f"Asking {config.model} (rows)", len(planned.plans))
 
     @property
     def account(self) -> str:
@@ -78,12 +77,13 @@ class EndpointWriter:
 
     async def _write_all(self, plans: Sequence[Plan]) -> list[Written]:
         under_way = asyncio.Semaphore(self.endpoint.config.concurrency)
+        progress = Progress(f"Asking {self.endpoint.config.model} about {len(plans)} rows", len(plans))
         async with self.endpoint.client() as client:
 
             async def write(plan: Plan) -> Written:
                 async with under_way:
                     written = await self._write(client, plan)
-                self._progress.update(self._progress.done + 1)
+                progress.update(progress.done + 1)
                 return written
 
             # All are awaited even when one fails: what is on its way is paid for, and is kept.

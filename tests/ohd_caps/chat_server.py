@@ -48,13 +48,11 @@ class Handler(BaseHTTPRequestHandler):
             line = {"digest": digest, "in_flight": Handler.in_flight, "key": self.headers.get("Authorization")}
             with open(options.log, "a") as log:
                 log.write(json.dumps({**line, "path": self.path, "model": body["model"]}) + "\n")
-        try:
-            time.sleep(options.delay)
-            fault = int(digest[:8], 16) % 12 if options.faults and first and len(body["messages"]) == 2 else 99
-            self.answer(body, fault)
-        finally:
-            with self.lock:
-                Handler.in_flight -= 1
+        time.sleep(options.delay)
+        with self.lock:  # before the answer is out: the client may send the next request as soon as it has it
+            Handler.in_flight -= 1
+        fault = int(digest[:8], 16) % 12 if options.faults and first and len(body["messages"]) == 2 else 99
+        self.answer(body, fault)
 
     def answer(self, body: dict, fault: int) -> None:
         text = edit(body["messages"])
