@@ -17,10 +17,11 @@ from transformers import CLIPModel
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound
 from llava_ohd.files import read_json, sha256_file
 from llava_ohd.tower.checks import check_finite, check_keys, check_preprocessor
-from llava_ohd.tower.encoder_dir import Encoder, check, fill, read, tokenizer_for, write
+from llava_ohd.tower.encoder_dir import Encoder, check, fill, read, write
 from llava_ohd.tower.lora import is_lora, read_adapter_config
 from llava_ohd.tower.names import BUILT_IN, registered, resolve
 from llava_ohd.tower.sources import Base, Source, read_source
+from llava_ohd.tower.tokenizer import tokenizer_for
 from llava_ohd.tower.weights import tower_digest
 
 __all__ = ["import_encoder"]
@@ -65,6 +66,8 @@ def import_encoder(
     place, commit = _locate(str(source), revision)
     ground = _open_base(place, base)
     found = read_source(place, ground, quick_gelu)
+    if found.kind == "CLIPModel" and (place / "ohd.json").is_file():
+        check(place)  # so that no altered encoder becomes a sound one
     files = _files(place, files_from, ground, found)
     weights = _one_type(found.weights)
     with torch.device("meta"):
