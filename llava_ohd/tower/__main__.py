@@ -10,16 +10,27 @@ import sys
 from typing import Any
 
 from llava_ohd.errors import exit_on_error
-from llava_ohd.tower import names
+from llava_ohd.tower import names, registry
 
-_EXAMPLES = """\
-python -m llava_ohd.tower ours               check the encoder `ours` and print its path
-python -m llava_ohd.tower check PATH         say what a folder holds, or what is wrong with it
-python -m llava_ohd.tower list               all names and where they lead
-python -m llava_ohd.tower register mine PATH make an encoder known as `mine`
-python -m llava_ohd.tower import SRC DST     make an encoder folder of a CLIP from elsewhere
-python -m llava_ohd.tower diff openai ours --images photos/
-                                             what changes for LLaVA; must its projector be trained again?
+_DESCRIPTION = """\
+Encoders by name: find, check, list, register, import, compare.
+
+The whole plug-in for the original LLaVA, whose code stays as it is:
+  --vision_tower "$(python -m llava_ohd.tower ours)"
+"""
+_EPILOG = """\
+examples:
+  python -m llava_ohd.tower ours               check the encoder `ours` and print its path
+  python -m llava_ohd.tower check PATH         say what a folder holds, or what is wrong with it
+  python -m llava_ohd.tower list               all names and where they lead
+  python -m llava_ohd.tower register mine PATH make an encoder known as `mine`
+  python -m llava_ohd.tower import SRC DST     make an encoder folder of a CLIP from elsewhere
+  python -m llava_ohd.tower diff openai ours --images photos/
+                                               what changes for LLaVA; must its projector be trained again?
+
+exit codes:
+  0  done; NAME printed the path of a sound encoder, and nothing else, on stdout
+  2  refused; one line on stderr says what is wrong and what mends it, and stdout stays empty
 """
 _IMPORT_USAGE = (
     "python -m llava_ohd.tower import SRC DST [--name N] [--files-from DIR] [--base DIR] [--revision R] "
@@ -34,10 +45,9 @@ _SOURCES = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava_ohd.tower",
-        usage="python -m llava_ohd.tower {NAME | check NAME_OR_PATH | list | register NAME PATH [--model DIR] | "
-        "import SRC DST [...] | diff A B [...]}",
-        description="Encoders by name: find, check, list, register, import, compare.",
-        epilog=_EXAMPLES,
+        usage="python -m llava_ohd.tower {NAME_OR_PATH | COMMAND ...}",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -112,7 +122,7 @@ def _diff(given: argparse.Namespace) -> None:
 
 
 def _list() -> None:
-    rows = names.registered()
+    rows = registry.registered()
     for name, place in names.choices().items():
         model = rows.get(name, {}).get("model")
         print(
@@ -122,7 +132,7 @@ def _list() -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs one command; `NAME` alone is short for `path NAME`."""
-    if arguments and arguments[0] not in (*names.COMMANDS, "-h", "--help"):
+    if arguments and arguments[0] not in (*registry.COMMANDS, "-h", "--help"):
         arguments = ["path", *arguments]
     given = _parser().parse_args(arguments)
     with exit_on_error():
@@ -133,7 +143,7 @@ def main(arguments: list[str]) -> None:
             _diff(given)
             return
         if given.command == "register":
-            names.register(given.encoder, given.path, given.model)
+            registry.register(given.encoder, given.path, given.model)
         # Where deepspeed is installed, transformers imports it, and it logs to stdout: stdout is for the path alone.
         with contextlib.redirect_stdout(sys.stderr):
             if given.command == "import":

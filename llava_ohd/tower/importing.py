@@ -16,10 +16,14 @@ from transformers import CLIPModel
 
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound
 from llava_ohd.files import read_json, sha256_file
+from llava_ohd.tower import hub
+from llava_ohd.tower.checkpoints import read_folder
 from llava_ohd.tower.checks import check_finite, check_keys, check_preprocessor
 from llava_ohd.tower.encoder_dir import Encoder, check, fill, read, write
+from llava_ohd.tower.layouts import rename, some
 from llava_ohd.tower.lora import is_lora, read_adapter_config
-from llava_ohd.tower.names import BUILT_IN, registered, resolve
+from llava_ohd.tower.names import BUILT_IN, resolve
+from llava_ohd.tower.registry import registered
 from llava_ohd.tower.sources import Base, Source, read_source
 from llava_ohd.tower.tokenizer import tokenizer_for
 from llava_ohd.tower.weights import tower_digest
@@ -27,7 +31,6 @@ from llava_ohd.tower.weights import tower_digest
 __all__ = ["import_encoder"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SMALL, _SAFE, _OTHER = ("*.json", "*.txt"), ("*.safetensors",), ("*.bin", "*.pt")
 _ANYWHERE = ("image_mean", "image_std", "do_normalize", "do_rescale", "do_resize", "do_center_crop", "resample")
 
 
@@ -69,6 +72,12 @@ def import_encoder(
     if found.kind == "CLIPModel" and (place / "ohd.json").is_file():
         check(place)  # so that no altered encoder becomes a sound one
     files = _files(place, files_from, ground, found)
+    if found.kind == "CLIPModel" and ground is not None:
+        if files != ground.encoder.path:
+            raise EncoderFormatError(
+                f"--base {base} would not be used: {place} is a full CLIPModel with its own files; leave --base out"
+            )
+        ground = None  # it gives files, but no weights
     weights = _one_type(found.weights)
     with torch.device("meta"):
         model = CLIPModel(found.config)
@@ -78,6 +87,8 @@ def import_encoder(
     tokenizer_for(found.config.text_config, files)
     how: dict[str, Any] = {"imported": found.kind, "source": str(source), "commit": commit, **found.notes}
     how |= {"sha256": {file.name: sha256_file(file) for file in found.files}, "files_from": str(files)}
+    if found.kind == "LoRA":
+        how["base_named_by_adapter"] = read_adapter_config(place).get("base_model_name_or_path")
     parents = [] if found.kind == "LoRA" else [{"path": str(place), "digest": tower_digest(found.weights)}]
     if ground is not None:
         parents.append({"path": str(ground.encoder.path), "digest": ground.encoder.digest})
@@ -100,39 +111,56 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _download(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Brings a snapshot to the local cache: safetensors where there are any, else the older containers.
+    """Brings a snapshot to the local cache; of a built-in repository, the pinned commit.
 
     Raises:
         EncoderNotFound: no such repository or revision, or no network.
     """
-    from huggingface_hub import snapshot_download
-
     pinned = {row.source: row.revision for row in BUILT_IN.values() if row.hub}
-    revision = revision or pinned.get(repository)
     try:
-        snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL, *_SAFE])
-        if not any(Path(snapshot).glob("*.safetensors")):
-            snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL, *_OTHER])
-    except Exception as error:  # whatever the network, the proxy or the Hub answers
+        snapshot = hub.source_snapshot(repository, revision or pinned.get(repository))
+    except EncoderNotFound as error:
         raise EncoderNotFound(
-            f"{repository} is no file or folder here, and the Hub repository of that name"
-            + (f" at revision {revision!r}" if revision else "")
-            + f" cannot be had ({error}). Check the name, or download it elsewhere and give its folder"
+            f"{repository} is no file or folder here, and {error}. Check the name, or download it elsewhere and "
+            "give its folder"
         ) from error
-    return Path(snapshot), Path(snapshot).name  # huggingface_hub names the folder after the commit
+    return snapshot, snapshot.name  # huggingface_hub names the folder after the commit
 
 
 def _open_base(place: Path, base: str | Path | None) -> Base | None:
     """Opens the base that was given, or the one that an adapter names."""
-    revision = None
-    if base is None and is_lora(place):
+    revision, named = None, None
+    if is_lora(place):
         adapter = read_adapter_config(place)
-        base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
-    if not base:
+        named, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    if not (base or named):
         return None
-    folder = _encoder_folder(str(base), revision)
-    encoder, model, weights = read(folder)
+    encoder, model, weights = read(_encoder_folder(str(base), None) if base else _encoder_folder(str(named), revision))
+    if base and named:
+        _compare_with_named(place, str(named), revision, encoder.path, weights)
     return Base(encoder, model.config, weights)
+
+
+def _compare_with_named(
+    place: Path, named: str, revision: str | None, given: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    """Compares the base that was given with the one that an adapter names, where that is on this machine.
+
+    Raises:
+        EncoderFormatError: other weights, onto which the adapter would be merged wrongly.
+    """
+    try:
+        folder = resolve(named) if named in registered() else Path(named).expanduser()
+        if not folder.is_dir() and _HUB_ID.fullmatch(named):
+            folder = hub.encoder_snapshot(named, revision, local=True)
+        theirs = rename(read_folder(folder).weights)
+    except (EncoderNotFound, EncoderFormatError):
+        return  # not here, or no CLIP: ohd.json records what the adapter names
+    if wrong := [name for name, weight in theirs.items() if not torch.equal(weight, weights.get(name, torch.empty(0)))]:
+        raise EncoderFormatError(
+            f"{place} was trained on {named}, whose weights differ from those of --base {given} ({some(wrong)}); leave "
+            "--base out, or correct base_model_name_or_path in adapter_config.json"
+        )
 
 
 def _encoder_folder(encoder: str, revision: str | None = None) -> Path:

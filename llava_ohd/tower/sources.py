@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig
 
-from llava_ohd.errors import DataFormatError, EncoderFormatError
-from llava_ohd.files import read_json
+from llava_ohd.errors import EncoderFormatError
 from llava_ohd.tower.activation import decide_activation, of_program
 from llava_ohd.tower.checkpoints import Checkpoint, read_file, read_folder
 from llava_ohd.tower.checks import read_config
@@ -27,6 +26,7 @@ from llava_ohd.tower.encoder_dir import Encoder
 from llava_ohd.tower.layouts import VISION, rename, tower_of_llava, vision_geometry
 from llava_ohd.tower.lora import is_lora, merge_lora
 from llava_ohd.tower.openai_clip import clip_config, is_openai, legacy_weights
+from llava_ohd.tower.record import read_object
 
 __all__ = ["Base", "Source", "read_source"]
 
@@ -105,13 +105,7 @@ def _naming(place: Path) -> Iterator[None]:
 
 
 def _record(file: Path) -> dict[str, Any]:
-    try:
-        record = read_json(file)
-    except DataFormatError as error:
-        raise EncoderFormatError(f"cannot tell what {file.parent} is: {error}") from None
-    if not isinstance(record, dict):
-        raise EncoderFormatError(f"{file} holds {type(record).__name__}; an object is expected")
-    return record
+    return read_object(file, f"cannot tell what {file.parent} is")
 
 
 def _needed(base: Base | None, place: Path, why: str) -> Base:

@@ -54,8 +54,8 @@ def check_tokenizer(folder: Path, text: Any) -> None:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second counts more
         if (folder / name).is_file():
             settings |= read_object(folder / name, "damaged tokenizer")
-    end = settings.get("eos_token") or _END_OF_TEXT
-    end = end.get("content") if isinstance(end, dict) else end
+    token = settings.get("eos_token") or _END_OF_TEXT
+    end = str(token.get("content") if isinstance(token, dict) else token)
     for name in ("tokenizer.json", "vocab.json"):
         if (folder / name).is_file():
             pieces = _pieces(folder / name)

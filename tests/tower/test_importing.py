@@ -357,6 +357,16 @@ def test_files_that_are_missing(lively_dir: Path, lively: Any, tmp_path: Path) -
     tower.import_encoder(place, tmp_path / "out", base=lively_dir)
 
 
+def test_a_base_that_would_not_be_used(lively_dir: Path, lively: Any, tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    place = source(tmp_path / "src", lively_dir, lively.state_dict())
+    with pytest.raises(EncoderFormatError, match=rf"--base {tiny_encoder_dir} would not be used.*leave --base out"):
+        tower.import_encoder(place, tmp_path / "out", base=tiny_encoder_dir)
+    (place / "vocab.json").unlink()
+    tower.import_encoder(place, tmp_path / "out", base=tiny_encoder_dir)  # gives its tokenizer, and no weight
+    parents = json.loads((tmp_path / "out" / "ohd.json").read_text())["parents"]
+    assert [row["path"] for row in parents] == [str(place)]
+
+
 def test_destination_that_holds_something_else(lively_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(StorageError, match="holds something else"):
