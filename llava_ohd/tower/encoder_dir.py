@@ -27,6 +27,7 @@ from llava_ohd.tower.checks import (
     empty_model,
     read_config,
 )
+from llava_ohd.tower.every_version import add_vocabulary
 from llava_ohd.tower.record import COPIED, FORMAT, check_record, file_sums
 from llava_ohd.tower.shadows import check_shadows
 from llava_ohd.tower.tokenizer import check_tokenizer
@@ -93,6 +94,7 @@ def write(
         for file in COPIED:
             if (Path(files_from) / file).is_file():
                 shutil.copyfile(Path(files_from) / file, folder / file)
+        add_vocabulary(folder)
         write_weights(folder / "model.safetensors", weights)
         record = {"format": FORMAT, "kind": "encoder", "name": name, "digest": digest}
         record |= {"file_sha256": sha256_file(folder / "model.safetensors"), "files": file_sums(folder)}
