@@ -1,4 +1,4 @@
-"""A split on which no scorer that sees no image is better than chance: one negative caption per image, chosen in balance.
+"""A split on which no scorer without image is better than chance: one negative caption per image, chosen in balance.
 
 A pair has no middle, so that a medoid has nothing to choose by. What is left to give the right caption away is its
 wording. A linear scorer can learn from pairs only what differs between right and wrong captions *on average*: its
@@ -17,7 +17,7 @@ adversarial filtering against refitted scorers, AFLite (Le Bras et al. 2020, arX
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.ohd_caps.fitted import Array, Features, ngrams, softmax_regression
+from llava_ohd.ohd_caps.fitted import STYLE, Array, Features, ngrams, softmax_regression
 from llava_ohd.ohd_caps.records import Negative, OhdRow
 from llava_ohd.progress import track
 
@@ -40,8 +40,10 @@ _ROUNDS = 8
 _SWEEPS = 6  # over the rows, each round
 _FOLDS = 5
 _LEAST = 25  # negatives in which a feature must differ: what is rarer teaches a scorer nothing about other rows
-_SIGN = 4.0  # weight of a sign beside a count
+_STRONG = 4.0  # weight of signs and numbers of style beside a count
 _EDIT = 0.3  # weight of the size of a single difference: of equally balanced negatives the most alike is taken
+_STYLE_COLUMNS = slice(-len(STYLE), None)
+_VIEWS = (_STYLE_COLUMNS, slice(0, -len(STYLE)), slice(None))  # what scorers look at: style, n-grams, both
 _BEFORE_MARK = re.compile(r"\s+([.,;:!?])")
 _OUTER = "\"'“”‘’ .!?;,"
 
@@ -70,14 +72,12 @@ def debias(
         DataFormatError: a row has no negative that differs from its caption.
     """
     rows = {name: [_candidates(row) for row in of_set] for name, of_set in sets.items()}
-    known = _FEATURES.of([caption for of_set in rows.values() for row in of_set for caption in row.captions])
+    known = _FEATURES.of([text for of_set in rows.values() for row in of_set for text in row.captions], _LEAST)
     choices = {name: _Choice.among(of_set, known) for name, of_set in rows.items()}
     rng = np.random.default_rng(seed)
-    if dev is not None:
-        weights = _fitted_on_rows(rows[dev], known)
-        for name in choices.keys() - {dev}:
-            choices[name].balance_verdict(weights)
-    for choice in choices.values():
+    for name, choice in choices.items():
+        if dev is not None and name != dev:
+            choice.signs += _verdicts_of_rows(rows[dev], known, choice)
         choice.choose(rng)
     for _ in track(range(rounds), "balancing pairs"):
         verdicts = {name: list(_adversaries(choices, name, dev, rng)) for name in choices}
@@ -123,19 +123,13 @@ class _Choice:
         caption = np.cumsum(sizes + 1) - sizes - 1
         negative = np.setdiff1d(np.arange(matrix.shape[0]), caption)
         difference = (matrix[np.repeat(caption, sizes)] - matrix[negative]).tocsr()
-        lengths = [[len(text.split()), len(text)] for row in rows for text in row.captions]
-        longer = np.sign(np.array(lengths)[np.repeat(caption, sizes)] - np.array(lengths)[negative])
         first = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(difference, first, first[:-1].copy(), list(longer.T.astype(float)))
+        return cls(difference, first, first[:-1].copy(), list(np.sign(difference[:, _STYLE_COLUMNS].toarray()).T))
 
     @property
     def row(self) -> Indices:
         """The row of each negative, (N,)."""
         return np.repeat(np.arange(len(self.first) - 1), np.diff(self.first))
-
-    def balance_verdict(self, weights: Array) -> None:
-        """Adds the verdict of a linear scorer to what is balanced."""
-        self.signs.append(np.sign(self.difference @ weights))
 
     def choose(self, rng: np.random.Generator) -> None:
         """Goes through the rows and gives each the negative that makes the squared sums smallest, given the others'."""
@@ -156,9 +150,11 @@ class _Choice:
     def _terms(self) -> Any:
         """Returns what is summed, sparse (N, F'): each feature so that its sum over R random rows has variance one."""
         support = self.difference.astype(bool).sum(0)
+        support[_STYLE_COLUMNS] = _LEAST
         common = self.difference[:, support >= _LEAST]
-        scale = 1 / np.sqrt(common.multiply(common).mean(0) * len(self.chosen))
-        signs = sparse.csr_array(np.stack(self.signs, 1) * _SIGN / np.sqrt(len(self.chosen)))
+        scale = 1 / np.sqrt(common.multiply(common).mean(0) * len(self.chosen) + 1e-12)
+        signs = sparse.csr_array(np.stack(self.signs, 1) * _STRONG / np.sqrt(len(self.chosen)))
+        scale[_STYLE_COLUMNS] *= _STRONG
         return sparse.hstack([common @ sparse.diags_array(scale), signs], format="csr")
 
     def pairs(self, rows: Sequence[OhdRow]) -> list[OhdRow]:
@@ -174,21 +170,23 @@ def _add(total: Array, terms: Any, index: int, sign: int) -> None:
 
 def _adversaries(
     choices: Mapping[str, _Choice], name: str, dev: str | None, rng: np.random.Generator
-) -> Iterable[Array]:
+) -> Iterator[Array]:
     """Yields the signs of scorers fitted on the pairs as they are: on the other sets, on dev, and in the set itself."""
     own = choices[name]
     others = [choice.difference[choice.chosen] for key, choice in choices.items() if key != name]
-    if others:
-        yield np.sign(own.difference @ _fitted_on_pairs(sparse.vstack(others, format="csr")))
+    sources = [sparse.vstack(others, format="csr")] if others else []
     if dev is not None and dev != name and len(others) > 1:
-        yield np.sign(own.difference @ _fitted_on_pairs(choices[dev].difference[choices[dev].chosen]))
+        sources.append(choices[dev].difference[choices[dev].chosen])
     part = rng.permutation(len(own.chosen)) % _FOLDS
-    verdict = np.zeros(own.difference.shape[0])
-    for fold in range(_FOLDS):
-        weights = _fitted_on_pairs(own.difference[own.chosen[part != fold]])
-        held_out = part[own.row] == fold
-        verdict[held_out] = np.sign(own.difference[held_out] @ weights)
-    yield verdict
+    for view in _VIEWS:
+        seen = own.difference[:, view]
+        for source in sources:
+            yield np.sign(seen @ _fitted_on_pairs(source[:, view]))
+        verdict = np.zeros(seen.shape[0])
+        for fold in range(_FOLDS):
+            held_out = part[own.row] == fold
+            verdict[held_out] = np.sign(seen[held_out] @ _fitted_on_pairs(seen[own.chosen[part != fold]]))
+        yield verdict
 
 
 def _fitted_on_pairs(differences: Any) -> Array:
@@ -199,6 +197,9 @@ def _fitted_on_pairs(differences: Any) -> Array:
     return softmax_regression(both[one_by_one], np.full(count, 2), _PENALTY)
 
 
-def _fitted_on_rows(rows: Sequence[OhdRow], known: Features) -> Array:
+def _verdicts_of_rows(rows: Sequence[OhdRow], known: Features, choice: _Choice) -> list[Array]:
+    """Returns the signs of scorers fitted on rows with all their negatives."""
     matrix = known.matrix([caption for row in rows for caption in row.captions])
-    return softmax_regression(matrix, np.array([len(row.captions) for row in rows]), _PENALTY)
+    sizes = np.array([len(row.captions) for row in rows])
+    weights = [softmax_regression(matrix[:, view], sizes, _PENALTY) for view in _VIEWS]
+    return [np.sign(choice.difference[:, view] @ fitted) for view, fitted in zip(_VIEWS, weights, strict=True)]

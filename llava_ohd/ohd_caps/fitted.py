@@ -23,7 +23,18 @@ from scipy.optimize import minimize
 from llava_ohd.ohd_caps.controls import first_places
 from llava_ohd.ohd_caps.records import OhdRow
 
-__all__ = ["KINDS", "STYLE", "Features", "LinearControl", "Split", "characters", "cross_fitted", "fit", "ngrams", "softmax_regression"]
+__all__ = [
+    "KINDS",
+    "STYLE",
+    "Features",
+    "LinearControl",
+    "Split",
+    "characters",
+    "cross_fitted",
+    "fit",
+    "ngrams",
+    "softmax_regression",
+]
 
 Array = NDArray[np.float64]
 Split = Callable[[str], list[str]]
@@ -81,14 +92,15 @@ class Features:
     split: Split | None
     style: bool
     vocabulary: Mapping[str, int] = field(default_factory=dict)
-    mean: Array | None = None
-    spread: Array | None = None
+    mean: Array = field(default_factory=lambda: np.zeros(len(STYLE)))
+    spread: Array = field(default_factory=lambda: np.ones(len(STYLE)))
 
-    def of(self, captions: Sequence[str]) -> "Features":
-        """Returns the same features with vocabulary, mean and spread of these captions."""
-        pieces = (piece for caption in captions for piece in (self.split(caption) if self.split else ()))
+    def of(self, captions: Sequence[str], least: int = 1) -> "Features":
+        """Returns the same features with mean and spread of these captions, and what is `least` times in them."""
+        pieces = Counter(piece for caption in captions for piece in (self.split(caption) if self.split else ()))
         style = _style(captions)
-        vocabulary = {piece: column for column, piece in enumerate(dict.fromkeys(pieces))}
+        common = (piece for piece, count in pieces.items() if count >= least)
+        vocabulary = {piece: column for column, piece in enumerate(common)}
         return replace(self, vocabulary=vocabulary, mean=style.mean(0), spread=style.std(0) + 1e-9)
 
     def matrix(self, captions: Sequence[str]) -> Any:

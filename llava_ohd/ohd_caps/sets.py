@@ -55,7 +55,7 @@ def _read_set(files: list[Path]) -> list[OhdRow]:
     if len(files) == 1:
         return read_rows(files[0])
     if forms.keys() != {_ANNOTATIONS, _FLAT}:
-        raise DataFormatError(f"{', '.join(map(str, files))} have one name; which is the test set? Give the file itself")
+        raise DataFormatError(f"{', '.join(map(str, files))} have one name; give the file that is the test set")
     described = {row.image: row for row in read_rows(forms[_ANNOTATIONS])}
     flat = read_rows(forms[_FLAT])
     for row in flat:
