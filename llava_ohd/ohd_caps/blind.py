@@ -19,6 +19,7 @@ TITLES = {
     "style": "style, 13 numbers",
     "bag_of_ngrams": "bag of n-grams",
     "characters": "bag of character runs",
+    "trigrams": "trigrams and style",
     "medoid": "medoid of the captions",
     "outlier": "farthest from the others",
 }

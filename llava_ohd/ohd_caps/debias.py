@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.ohd_caps.fitted import STYLE, Array, Features, ngrams, softmax_regression
+from llava_ohd.ohd_caps.fitted import STYLE, Array, Features, characters, ngrams, softmax_regression
 from llava_ohd.ohd_caps.records import Negative, OhdRow
 from llava_ohd.progress import track
 
@@ -34,7 +34,6 @@ __all__ = ["debias", "one_surface"]
 
 Indices = NDArray[np.int64]
 
-_FEATURES = Features(ngrams, style=True)
 _PENALTY = 1e-3
 _ROUNDS = 8
 _SWEEPS = 6  # over the rows, each round
@@ -42,8 +41,7 @@ _FOLDS = 5
 _LEAST = 25  # negatives in which a feature must differ: what is rarer teaches a scorer nothing about other rows
 _STRONG = 4.0  # weight of signs and numbers of style beside a count
 _EDIT = 0.3  # weight of the size of a single difference: of equally balanced negatives the most alike is taken
-_STYLE_COLUMNS = slice(-len(STYLE), None)
-_VIEWS = (_STYLE_COLUMNS, slice(0, -len(STYLE)), slice(None))  # what scorers look at: style, n-grams, both
+_STYLE = slice(-len(STYLE), None)
 _BEFORE_MARK = re.compile(r"\s+([.,;:!?])")
 _OUTER = "\"'“”‘’ .!?;,"
 
@@ -72,7 +70,8 @@ def debias(
         DataFormatError: a row has no negative that differs from its caption.
     """
     rows = {name: [_candidates(row) for row in of_set] for name, of_set in sets.items()}
-    known = _FEATURES.of([text for of_set in rows.values() for row in of_set for text in row.captions], _LEAST)
+    captions = [text for of_set in rows.values() for row in of_set for text in row.captions]
+    known = _Known(Features(ngrams, style=False).of(captions, _LEAST), Features(characters, True).of(captions, _LEAST))
     choices = {name: _Choice.among(of_set, known) for name, of_set in rows.items()}
     rng = np.random.default_rng(seed)
     for name, choice in choices.items():
@@ -100,6 +99,24 @@ def _candidates(row: OhdRow) -> OhdRow:
     return replace(row, caption=caption, negatives=tuple(negatives.values()))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What scorers look at: n-grams, runs of characters, style, in this order of columns."""
+
+    words: Features
+    letters: Features
+
+    def matrix(self, captions: Sequence[str]) -> Any:
+        """Returns the features of captions, sparse (N, F)."""
+        return sparse.hstack([self.words.matrix(captions), self.letters.matrix(captions)], format="csr")
+
+    @property
+    def views(self) -> tuple[slice, ...]:
+        """The columns that each of several scorers sees: n-grams, characters, style, all."""
+        words = len(self.words.vocabulary)
+        return slice(0, words), slice(words, -len(STYLE)), _STYLE, slice(None)
+
+
 @dataclass
 class _Choice:
     """Which negative each row of a set keeps. N negatives of R rows are to choose from, with F features.
@@ -108,23 +125,26 @@ class _Choice:
         difference: Sparse (N, F), features of the caption minus those of the negative.
         first: (R + 1,), where the negatives of each row begin, and N.
         chosen: (R,), the negative that each row has now.
+        known: What the features are.
         signs: Each (N,): 1 where some scorer prefers the caption to the negative, -1 where not, 0 at a tie.
     """
 
     difference: Any
     first: Indices
     chosen: Indices
+    known: _Known
     signs: list[Array] = field(default_factory=list)
 
     @classmethod
-    def among(cls, rows: Sequence[OhdRow], known: Features) -> "_Choice":
+    def among(cls, rows: Sequence[OhdRow], known: _Known) -> "_Choice":
         matrix = known.matrix([caption for row in rows for caption in row.captions])
         sizes = np.array([len(row.negatives) for row in rows])
         caption = np.cumsum(sizes + 1) - sizes - 1
         negative = np.setdiff1d(np.arange(matrix.shape[0]), caption)
         difference = (matrix[np.repeat(caption, sizes)] - matrix[negative]).tocsr()
         first = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(difference, first, first[:-1].copy(), list(np.sign(difference[:, _STYLE_COLUMNS].toarray()).T))
+        signs = list(np.sign(difference[:, _STYLE].toarray()).T)
+        return cls(difference, first, first[:-1].copy(), known, signs)
 
     @property
     def row(self) -> Indices:
@@ -149,12 +169,13 @@ class _Choice:
 
     def _terms(self) -> Any:
         """Returns what is summed, sparse (N, F'): each feature so that its sum over R random rows has variance one."""
-        support = self.difference.astype(bool).sum(0)
-        support[_STYLE_COLUMNS] = _LEAST
-        common = self.difference[:, support >= _LEAST]
+        words, _, style, _ = self.known.views
+        counts = self.difference[:, words]
+        common = counts[:, counts.astype(bool).sum(0) >= _LEAST]
+        common = sparse.hstack([common, self.difference[:, style]], format="csr")
         scale = 1 / np.sqrt(common.multiply(common).mean(0) * len(self.chosen) + 1e-12)
         signs = sparse.csr_array(np.stack(self.signs, 1) * _STRONG / np.sqrt(len(self.chosen)))
-        scale[_STYLE_COLUMNS] *= _STRONG
+        scale[_STYLE] *= _STRONG
         return sparse.hstack([common @ sparse.diags_array(scale), signs], format="csr")
 
     def pairs(self, rows: Sequence[OhdRow]) -> list[OhdRow]:
@@ -178,7 +199,7 @@ def _adversaries(
     if dev is not None and dev != name and len(others) > 1:
         sources.append(choices[dev].difference[choices[dev].chosen])
     part = rng.permutation(len(own.chosen)) % _FOLDS
-    for view in _VIEWS:
+    for view in own.known.views:
         seen = own.difference[:, view]
         for source in sources:
             yield np.sign(seen @ _fitted_on_pairs(source[:, view]))
@@ -197,9 +218,9 @@ def _fitted_on_pairs(differences: Any) -> Array:
     return softmax_regression(both[one_by_one], np.full(count, 2), _PENALTY)
 
 
-def _verdicts_of_rows(rows: Sequence[OhdRow], known: Features, choice: _Choice) -> list[Array]:
+def _verdicts_of_rows(rows: Sequence[OhdRow], known: _Known, choice: _Choice) -> list[Array]:
     """Returns the signs of scorers fitted on rows with all their negatives."""
     matrix = known.matrix([caption for row in rows for caption in row.captions])
     sizes = np.array([len(row.captions) for row in rows])
-    weights = [softmax_regression(matrix[:, view], sizes, _PENALTY) for view in _VIEWS]
-    return [np.sign(choice.difference[:, view] @ fitted) for view, fitted in zip(_VIEWS, weights, strict=True)]
+    weights = [softmax_regression(matrix[:, view], sizes, _PENALTY) for view in known.views]
+    return [np.sign(choice.difference[:, view] @ fitted) for view, fitted in zip(known.views, weights, strict=True)]

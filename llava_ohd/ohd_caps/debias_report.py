@@ -96,7 +96,7 @@ def check(found: Mapping[str, Mapping[str, float]], limit: float = LIMIT) -> Non
     """
     excess = {(v[key] - v["chance"], name, key) for name, v in found.items() for key in v}
     worst, name, key = max(excess)
-    if worst > limit:
+    if worst > limit + 1e-9:
         raise DataFormatError(
             f"on the debiased split of {name}, '{key}' is right in {100 * found[name][key]:.1f} %, chance is "
             f"{100 * found[name]['chance']:.1f} %: not debiased. Give more rows: 500 vary by 4 points"

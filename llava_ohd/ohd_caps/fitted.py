@@ -34,6 +34,7 @@ __all__ = [
     "fit",
     "ngrams",
     "softmax_regression",
+    "trigrams",
 ]
 
 Array = NDArray[np.float64]
@@ -49,6 +50,12 @@ def ngrams(caption: str) -> list[str]:
     """Returns the words and punctuation marks of a caption, in lower case, and every two neighbours."""
     tokens = _TOKEN.findall(caption.lower())
     return tokens + [f"{a} {b}" for a, b in pairwise(tokens)]
+
+
+def trigrams(caption: str) -> list[str]:
+    """Returns the words and marks of a caption, case kept, with its beginning and end, and every two and three."""
+    tokens = ["<", *_TOKEN.findall(caption), ">"]
+    return [" ".join(tokens[i : i + n]) for n in (1, 2, 3) for i in range(len(tokens) - n + 1)]
 
 
 def characters(caption: str) -> list[str]:
@@ -135,6 +142,7 @@ KINDS: Mapping[str, tuple[Features, float]] = MappingProxyType(
         "style": (Features(None, style=True), 1e-4),
         "bag_of_ngrams": (Features(ngrams, style=False), 1e-3),
         "characters": (Features(characters, style=False), 1e-2),
+        "trigrams": (Features(trigrams, style=True), 1e-2),
     }
 )
 """Fitted controls: what they look at, and the weight of their L2 penalty."""
