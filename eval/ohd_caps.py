@@ -51,8 +51,8 @@ def main() -> None:
             from llava_ohd.clip.accuracy_report import Measurement, expect_encoder, measure, table
 
             expect_encoder(given.encoder)
-            out = given.out or evaluation_folder(given.encoder, "ohd_caps", given.own_data)
         rows, fitting = sets.read_test_sets(given.data), blind.fitting_rows(given.data, given.fit)
+        out = given.out if given.out or blind_only else evaluation_folder(given.encoder, "ohd_caps", given.own_data)
         controls = blind.blind_accuracies(rows, fitting)
         if blind_only:
             print(blind.table(controls, rows, "OHD-Caps, right without looking, %"))

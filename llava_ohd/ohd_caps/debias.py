@@ -35,9 +35,10 @@ __all__ = ["debias", "one_surface"]
 Indices = NDArray[np.int64]
 
 _PENALTY = 1e-3
-_ROUNDS = 8
+_ROUNDS = 5
 _SWEEPS = 6  # over the rows, each round
 _FOLDS = 5
+_STEPS = 50  # of L-BFGS when a scorer is fitted to pairs: its verdict is wanted, not its last digit
 _LEAST = 25  # negatives in which a feature must differ: what is rarer teaches a scorer nothing about other rows
 _STRONG = 4.0  # weight of signs and numbers of style beside a count
 _EDIT = 0.3  # weight of the size of a single difference: of equally balanced negatives the most alike is taken
@@ -215,7 +216,7 @@ def _fitted_on_pairs(differences: Any) -> Array:
     count = differences.shape[0]
     both = sparse.vstack([differences, sparse.csr_array(differences.shape)], format="csr")
     one_by_one = np.arange(2 * count).reshape(2, count).T.ravel()
-    return softmax_regression(both[one_by_one], np.full(count, 2), _PENALTY)
+    return softmax_regression(both[one_by_one], np.full(count, 2), _PENALTY, _STEPS)
 
 
 def _verdicts_of_rows(rows: Sequence[OhdRow], known: _Known, choice: _Choice) -> list[Array]:

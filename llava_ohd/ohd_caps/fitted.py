@@ -173,13 +173,14 @@ def fit(rows: Sequence[OhdRow], features: Features, penalty: float) -> LinearCon
     return LinearControl(known, softmax_regression(known.matrix(captions), sizes, penalty))
 
 
-def softmax_regression(matrix: Any, sizes: NDArray[np.int64], penalty: float) -> Array:
+def softmax_regression(matrix: Any, sizes: NDArray[np.int64], penalty: float, steps: int = _STEPS) -> Array:
     """Returns the weights under which the first caption of each row is likeliest.
 
     Args:
         matrix: Sparse (N, F), the captions of all rows below each other.
         sizes: Captions of each row, (R,), summing to N.
         penalty: See `fit`.
+        steps: Of L-BFGS, at most.
     """
     first = np.cumsum(sizes) - sizes
     row = np.repeat(np.arange(len(sizes)), sizes)
@@ -195,7 +196,7 @@ def softmax_regression(matrix: Any, sizes: NDArray[np.int64], penalty: float) ->
         return value, matrix.T @ surplus / len(sizes) + penalty * weights
 
     start = np.zeros(matrix.shape[1])
-    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}).x
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
 
 
 def cross_fitted(
