@@ -29,7 +29,9 @@ def parse() -> argparse.Namespace:
     world = home() / "world"
     parser.add_argument("--encoder", default="ours", help="name or folder of the encoder (default: ours)")
     parser.add_argument("--data", type=Path, default=world / "ohd_caps" / "test.jsonl", help="rows, or a folder")
-    parser.add_argument("--images", type=Path, default=world / "images", help="folder that the rows' images lie in")
+    parser.add_argument(
+        "--images", type=Path, default=world / "images", help="folder of the images, or of one folder per set"
+    )
     parser.add_argument("--fit", type=Path, metavar="FILE", help="rows to fit controls on (default: dev rows at DATA)")
     parser.add_argument("--controls-only", action="store_true", help="print what is reached without image and encoder")
     parser.add_argument("--debias", type=Path, metavar="DIR", help="write a split on which controls are at chance")
@@ -62,8 +64,8 @@ def main() -> None:
 
             print("", write_split(rows, fitting, given.debias, given.seed), f"split: {given.debias}", sep="\n")
         for name, part in rows.items() if not blind_only else ():
-            images = given.images / name if (given.images / name).is_dir() else given.images
-            folder = out if len(rows) == 1 else out / name
+            folder, images = (out, given.images) if len(rows) == 1 else (out / name, given.images / name)
+            images = images if images.is_dir() else given.images
             asked = Measurement(given.encoder, images, given.data, fitting.source, given.seed)
             found = measure(asked, part, controls[name], folder)
             print(f"OHD-Caps {name}, encoder {given.encoder}, {len(part):,} rows of {given.data}")
