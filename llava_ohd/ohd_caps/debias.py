@@ -17,7 +17,7 @@ adversarial filtering against refitted scorers, AFLite (Le Bras et al. 2020, arX
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.ohd_caps.fitted import STYLE, Array, Features, characters, ngrams, softmax_regression
+from llava_ohd.ohd_caps.fitted import (
+    KINDS,
+    STYLE,
+    Array,
+    Features,
+    LinearControl,
+    characters,
+    fit,
+    ngrams,
+    softmax_regression,
+)
 from llava_ohd.ohd_caps.records import Negative, OhdRow
 from llava_ohd.progress import track
 
@@ -34,6 +44,7 @@ __all__ = ["debias", "one_surface"]
 
 Indices = NDArray[np.int64]
 
+_KINDS = ("style", "bag_of_ngrams", "characters")  # `trigrams` is kept for the proof
 _PENALTY = 1e-3
 _ROUNDS = 5
 _SWEEPS = 6  # over the rows, each round
@@ -75,9 +86,9 @@ def debias(
     known = _Known(Features(ngrams, style=False).of(captions, _LEAST), Features(characters, True).of(captions, _LEAST))
     choices = {name: _Choice.among(of_set, known) for name, of_set in rows.items()}
     rng = np.random.default_rng(seed)
+    controls = [fit(sets[dev], *KINDS[kind]) for kind in _KINDS] if dev is not None else []
     for name, choice in choices.items():
-        if dev is not None and name != dev:
-            choice.signs += _verdicts_of_rows(rows[dev], known, choice)
+        choice.signs += _verdicts(controls, rows[name]) if name != dev else []
         choice.choose(rng)
     for _ in track(range(rounds), "balancing pairs"):
         verdicts = {name: list(_adversaries(choices, name, dev, rng)) for name in choices}
@@ -139,11 +150,9 @@ class _Choice:
     @classmethod
     def among(cls, rows: Sequence[OhdRow], known: _Known) -> "_Choice":
         matrix = known.matrix([caption for row in rows for caption in row.captions])
-        sizes = np.array([len(row.negatives) for row in rows])
-        caption = np.cumsum(sizes + 1) - sizes - 1
-        negative = np.setdiff1d(np.arange(matrix.shape[0]), caption)
-        difference = (matrix[np.repeat(caption, sizes)] - matrix[negative]).tocsr()
-        first = np.concatenate([[0], np.cumsum(sizes)])
+        own, negative = _places(rows)
+        difference = (matrix[own] - matrix[negative]).tocsr()
+        first = np.cumsum([0, *(len(row.negatives) for row in rows)])
         signs = list(np.sign(difference[:, _STYLE].toarray()).T)
         return cls(difference, first, first[:-1].copy(), known, signs)
 
@@ -219,9 +228,16 @@ def _fitted_on_pairs(differences: Any) -> Array:
     return softmax_regression(both[one_by_one], np.full(count, 2), _PENALTY, _STEPS)
 
 
-def _verdicts_of_rows(rows: Sequence[OhdRow], known: _Known, choice: _Choice) -> list[Array]:
-    """Returns the signs of scorers fitted on rows with all their negatives."""
-    matrix = known.matrix([caption for row in rows for caption in row.captions])
-    sizes = np.array([len(row.captions) for row in rows])
-    weights = [softmax_regression(matrix[:, view], sizes, _PENALTY) for view in known.views]
-    return [np.sign(choice.difference[:, view] @ fitted) for view, fitted in zip(known.views, weights, strict=True)]
+def _verdicts(controls: Iterable[LinearControl], rows: Sequence[OhdRow]) -> list[Array]:
+    """Returns for each control the sign of what it thinks of a caption against each of its negatives, (N,)."""
+    captions = [caption for row in rows for caption in row.captions]
+    own, negative = _places(rows)
+    scores = [control.scores(captions) for control in controls]
+    return [np.sign(score[own] - score[negative]) for score in scores]
+
+
+def _places(rows: Sequence[OhdRow]) -> tuple[Indices, Indices]:
+    """Returns for each of N negatives the place of its caption and its own among all captions of the rows."""
+    sizes = np.array([len(row.negatives) for row in rows])
+    caption = np.cumsum(sizes + 1) - sizes - 1
+    return np.repeat(caption, sizes), np.setdiff1d(np.arange(sizes.sum() + len(sizes)), caption)

@@ -155,8 +155,12 @@ class LinearControl:
     features: Features
     weights: Array
 
+    def scores(self, captions: Sequence[str]) -> Array:
+        """Returns how right each caption looks."""
+        return self.features.matrix(captions) @ self.weights
+
     def __call__(self, captions: Sequence[str]) -> list[int]:
-        return first_places((self.features.matrix(captions) @ self.weights).tolist())
+        return first_places(self.scores(captions).tolist())
 
 
 def fit(rows: Sequence[OhdRow], features: Features, penalty: float) -> LinearControl:
