@@ -132,6 +132,8 @@ def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") 
     if trainer.is_world_process_zero():
         _write(config, settings, source, merge_lora(lora) if lora else model, curve(trainer.state.log_history))
     trainer.accelerator.wait_for_everyone()
+    if arguments.world_size > 1:
+        trainer.accelerator.end_training()  # leaves the group: gloo's threads would end a finished process with an error
 
 
 def _write(
@@ -164,11 +166,27 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
     return data, lambda model: accuracy(score(model, tokenizer, images, dev).cosines)
 
 
+def _prepare_deepspeed(file: str, on_gpu: bool) -> None:
+    """Refuses what does not work with CLIP, and keeps DeepSpeed from compiling an operation that gloo does without."""
+    import deepspeed
+
+    stage = read_json(Path(file)).get("zero_optimization", {}).get("stage", 0)
+    if stage > 2:
+        raise DataFormatError(
+            f"--deepspeed {file} has ZeRO stage {stage}, which splits weights that CLIP's loss needs whole; at most 2 is "
+            "expected: give zero_configs/zero2.json"
+        )
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def _arguments(config: FinetuneConfig) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
     on_gpu = torch.cuda.is_available()
+    if config.deepspeed:
+        _prepare_deepspeed(config.deepspeed, on_gpu)
     selection: dict[str, Any] = {
         "eval_strategy": "steps",
         "eval_steps": config.save_steps,
