@@ -133,18 +133,20 @@ def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") 
         _write(config, settings, source, merge_lora(lora) if lora else model, curve(trainer.state.log_history))
     trainer.accelerator.wait_for_everyone()
     if arguments.world_size > 1:
-        trainer.accelerator.end_training()  # leaves the group: gloo's threads would end a finished process with an error
+        trainer.accelerator.end_training()  # gloo's threads would spoil the exit status
 
 
 def _write(
     config: FinetuneConfig, settings: dict[str, Any], source: "Encoder", model: Any, rows: list[dict[str, float]]
 ) -> None:
     from llava_ohd import tower
+    from llava_ohd.clip.model_card import write_card
 
     write_json(config.out / "curve.json", rows)
     parents = [{"path": str(source.path), "digest": source.digest}]
     folder = config.out / "encoder"
     tower.write(model, folder, files_from=source.path, name=config.name, parents=parents, config=settings)
+    write_card(folder)
 
 
 def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLIPModel], float] | None]":
@@ -173,7 +175,7 @@ def _prepare_deepspeed(file: str, on_gpu: bool) -> None:
     stage = read_json(Path(file)).get("zero_optimization", {}).get("stage", 0)
     if stage > 2:
         raise DataFormatError(
-            f"--deepspeed {file} has ZeRO stage {stage}, which splits weights that CLIP's loss needs whole; at most 2 is "
+            f"--deepspeed {file} has ZeRO stage {stage}, which splits weights that the loss needs whole; at most 2 is "
             "expected: give zero_configs/zero2.json"
         )
     if not on_gpu:
