@@ -89,7 +89,7 @@ def test_the_flag_without_weights(trained: Trained, load: Any, tiny_encoder_dir:
     with pytest.raises(ModelFormatError, match="holds no tower weights"):
         tower.check_llava_checkpoint(folder)
     _, model, _ = load(folder)
-    with pytest.raises(EncoderFormatError, match="is not tiny|holds Inf or NaN"):  # whatever was in memory
+    with pytest.raises(EncoderFormatError, match=r"is not tiny|holds Inf or NaN"):  # whatever was in memory
         tower.verify(model, tiny_encoder_dir)
 
 
