@@ -13,7 +13,7 @@ Inputs:   --encoder ours|openai|NAME|PATH; --data a file of rows (ours or the au
 Outputs:  OUT/results.json, OUT/predictions.jsonl; for a folder OUT/SET/...; --debias DIR: DIR/test/SET.jsonl, DIR/dev/.
 Command:  python eval/ohd_caps.py --encoder ours
 Cost:     seconds on the embedded world; 500 COCO rows with ViT-L/14-336 about 10 minutes on 2 cores. Controls of the
-          authors' three sets 20 seconds; --debias of them 3 minutes.
+          authors' three sets 10 seconds of one core; --debias of them 2 minutes.
 """
 
 import argparse
