@@ -27,7 +27,9 @@ from llava_ohd.results import write_results
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="ours", help="name or folder of the encoder (default: ours)")
+    parser.add_argument(
+        "--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out"
+    )
     parser.add_argument("--model", type=Path, help="LLaVA model folder (default: the one registered for the encoder)")
     parser.add_argument("--set", default="world", help="world, or a folder with annotations/, images/, synonyms.txt")
     parser.add_argument("--split", default="test", help="of annotations/{instances,captions}_SPLIT.json")
@@ -41,6 +43,10 @@ def main() -> None:
     )
     given = parser.parse_args()
     with exit_on_error():
+        if given.answers is None:
+            from llava_ohd.tower import resolve
+
+            resolve(given.encoder)  # what is wrong with the encoder is said first
         folder = home() / "world" if given.set == "world" else Path(given.set)
         instances, captions = (folder / f"annotations/{kind}_{given.split}.json" for kind in ("instances", "captions"))
         vocabulary = chair.read_synonyms(folder / "synonyms.txt")

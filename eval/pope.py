@@ -26,7 +26,9 @@ from llava_ohd.results import write_results
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="ours", help="name or folder of the encoder (default: ours)")
+    parser.add_argument(
+        "--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out"
+    )
     parser.add_argument("--model", type=Path, help="LLaVA model folder (default: the one registered for the encoder)")
     parser.add_argument("--set", default="world", help="world, or a folder with pope/ and images/ (default: world)")
     parser.add_argument("--prefix", default="", help="how the question files begin, where pope/ holds several sets")
@@ -39,6 +41,10 @@ def main() -> None:
     )
     given = parser.parse_args()
     with exit_on_error():
+        if given.answers is None:
+            from llava_ohd.tower import resolve
+
+            resolve(given.encoder)  # what is wrong with the encoder is said first
         folder = home() / "world" if given.set == "world" else Path(given.set)
         questions = pope.read_questions(folder / "pope" if (folder / "pope").is_dir() else folder, given.prefix)
         beside = given.answers.with_name(f"{given.answers.stem}_scored") if given.answers else None

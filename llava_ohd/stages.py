@@ -118,8 +118,12 @@ def run_stages(stages: Sequence[Stage], folder: Path) -> None:
     with storage_errors(folder):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        complete = [is_complete(stage.output, prints[stage.name]) for stage in stages]
-        bar = StageBar([stage.label for stage in stages], [stage.seconds for stage in stages], complete)
+        complete: set[str] = set()
+        for stage in stages:
+            if complete.issuperset(stage.needs) and is_complete(stage.output, prints[stage.name]):
+                complete.add(stage.name)
+        done = [stage.name in complete for stage in stages]
+        bar = StageBar([stage.label for stage in stages], [stage.seconds for stage in stages], done)
         made: set[str] = set()
         for number, stage in enumerate(stages):
             # asked anew: an earlier stage may have replaced what this one rests on, or its very folder

@@ -50,6 +50,19 @@ def test_a_changed_command_runs_again_with_all_that_rests_on_it(tmp_path: Path) 
     assert runs(tmp_path, "a", "b", "c") == [2, 2, 1]
 
 
+def test_what_rests_on_an_incomplete_stage_is_not_called_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [counting(tmp_path, "a"), counting(tmp_path, "b", ("a",)), counting(tmp_path, "c")]
+    run_stages(stages, tmp_path / "job")
+    (tmp_path / "a" / "complete.json").unlink()
+    capsys.readouterr()
+    run_stages(stages, tmp_path / "job")
+    printed = capsys.readouterr().out
+    assert "1 of 3 stages are complete" in printed
+    assert "[1/3] a (about 0:02 left)" in printed
+
+
 def test_the_name_of_the_interpreter_does_not_make_a_stage_stale(tmp_path: Path) -> None:
     stages = [Stage("a", "a", ((program, "x.py"),), tmp_path) for program in ("/v/bin/python", "/usr/bin/python3.11")]
     assert fingerprints(stages[:1]) == fingerprints(stages[1:])

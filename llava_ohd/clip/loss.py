@@ -1,9 +1,9 @@
 """The fine-grained loss of OHD-Caps: as the paper prints it, as the released code computes it, and what lies between.
 
-Letters: B images, D embedding width, K negative captions an image, N negative captions in a denominator. s(i, j) =
-scale · <I_i, T_j> compares image i with the caption of image j, n(i, k) = scale · <I_i, N_ik> with its own k-th
-negative; all in float32, because in bfloat16 a cosine of 0.3 is known to 0.002 only, which a scale of 100 makes 0.2 of a
-margin of 2.
+Letters: b images of this process, B of all processes, D embedding width, K negative captions an image, N negative
+captions in a denominator. s(i, j) = scale · <I_i, T_j> compares image i with the caption of image j, n(i, k) = scale ·
+<I_i, N_ik> with its own k-th negative; all in float32, because in bfloat16 a cosine of 0.3 is known to 0.002 only,
+which a scale of 100 makes 0.2 of a margin of 2.
 
 Source: arXiv 2410.03176, section 4, eq. 1-5; Yufang-Liu/clip_hallucination@8a748e6 finetune_clip/modeling_clip.py,
 `CLIPModel.forward`. The two differ in more than constants, and `LossConfig` has a switch for each difference: in the
@@ -12,12 +12,15 @@ captions, L_2 looks at the best of them only, and a masked caption is a logit of
 switch moves is the row that negatives stand in (eq. 2): the image's in the paper, the caption's in the code.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from llava_ohd.clip.gather import gather, gather_negatives, ranks
 
 __all__ = ["LossConfig", "LossParts", "clip_loss"]
 
@@ -77,22 +80,23 @@ class LossParts:
 
 
 def clip_loss(
-    images_BD: Tensor,
-    captions_BD: Tensor,
-    negatives_BKD: Tensor,
-    valid_BK: Tensor,
+    images_bD: Tensor,
+    captions_bD: Tensor,
+    negatives_bKD: Tensor,
+    valid_bK: Tensor,
     logit_scale: Tensor,
     config: LossConfig,
 ) -> LossParts:
     """Compares every image with its caption, the other captions of the batch and its own negative captions.
 
-    Without valid negatives and with both weights 0 this is the plain loss of CLIP (eq. 1).
+    Without valid negatives and with both weights 0 this is the plain loss of CLIP (eq. 1). Where several processes
+    train together, the batch is that of all of them, and the loss the mean over this process's images.
 
     Args:
-        images_BD: Image embeddings, any floating dtype, normalised here.
-        captions_BD: Embeddings of the right captions.
-        negatives_BKD: Embeddings of the negative captions; K may be 0.
-        valid_BK: Bool, False where a slot is filler.
+        images_bD: Image embeddings, any floating dtype, normalised here.
+        captions_bD: Embeddings of the right captions.
+        negatives_bKD: Embeddings of the negative captions; K may be 0.
+        valid_bK: Bool, False where a slot is filler.
         logit_scale: Natural logarithm of the scale, as in CLIPModel; scalar.
         config: Mode, weights and switches.
 
@@ -101,69 +105,76 @@ def clip_loss(
 
     Source: arXiv 2410.03176 eq. 1-5; modeling_clip.py@8a748e6.
     """
-    with torch.autocast(images_BD.device.type, enabled=False):
-        images_BD, captions_BD, negatives_BKD = (
-            F.normalize(x.float(), dim=-1) for x in (images_BD, captions_BD, negatives_BKD)
+    with torch.autocast(images_bD.device.type, enabled=False):
+        images_bD, captions_bD, negatives_bKD = (
+            F.normalize(x.float(), dim=-1) for x in (images_bD, captions_bD, negatives_bKD)
         )
-        scale = logit_scale.float().exp()
-        s_BB = scale * images_BD @ captions_BD.T
-        n_BK = scale * torch.einsum("bd,bkd->bk", images_BD, negatives_BKD)
+        scale, chosen = logit_scale.float().exp(), config.chosen
+        everywhere = gather(images_bD, captions_bD)
+        own_b = everywhere.first + torch.arange(len(images_bD), device=images_bD.device)
+        s_bB = scale * images_bD @ everywhere.captions_BD.T
+
+        def texts() -> Tensor:  # s(j, i), (b, B); for one process a view, made where it is used
+            return s_bB.T if ranks() == 1 else scale * captions_bD @ everywhere.images_BD.T
+
+        n_bK = scale * torch.einsum("bd,bkd->bk", images_bD, negatives_bKD)
+        n_bN, valid_bN = n_bK, valid_bK
         if config.neg_scope == "all":
-            n_BN = scale * images_BD @ negatives_BKD.flatten(0, 1).T
-            valid_BN = valid_BK.flatten().expand(len(n_BN), -1)
-        else:
-            n_BN, valid_BN = n_BK, valid_BK
-        chosen = config.chosen
-        contrastive = _contrastive(s_BB, n_BN, valid_BN, chosen)
+            negatives_ND, valid_N = gather_negatives(negatives_bKD, valid_bK)
+            n_bN, valid_bN = scale * images_bD @ negatives_ND.T, valid_N.expand(len(images_bD), -1)
+        contrastive = _contrastive(s_bB, texts, own_b, n_bN, valid_bN, chosen)
         unit = scale if config.margin_unit == "cosine" else 1.0
-        in_batch_BB = (s_BB if chosen["axis"] == "texts" else s_BB.T) / unit
-        margin1 = _margin1(in_batch_BB, n_BK / unit, valid_BK, chosen)
-        margin2 = _margin2(in_batch_BB, n_BK / unit, valid_BK, chosen)
+        in_batch_bB = s_bB if chosen["axis"] == "texts" else texts()
+        margin1 = _margin1(in_batch_bB / unit, own_b, n_bK / unit, valid_bK, chosen)
+        margin2 = _margin2(in_batch_bB / unit, own_b, n_bK / unit, valid_bK, chosen)
         total = contrastive + chosen["lambda1"] * margin1 + chosen["lambda2"] * margin2
         return LossParts(total, contrastive, margin1, margin2)
 
 
-def _contrastive(s_BB: Tensor, n_BN: Tensor, valid_BN: Tensor, chosen: dict[str, Any]) -> Tensor:
+def _contrastive(
+    s_bB: Tensor, texts: Callable[[], Tensor], own_b: Tensor, n_bN: Tensor, valid_bN: Tensor, chosen: dict[str, Any]
+) -> Tensor:
     """Eq. 1 and 2: L_i2t has negatives in its denominator, L_t2i has none; `per_text_loss`: the other way round."""
-    own = torch.arange(len(s_BB), device=s_BB.device)
-    n_BN = n_BN.masked_fill(~valid_BN, -torch.inf) if chosen["mask"] == "inf" else n_BN * valid_BN
-    rows = (s_BB, s_BB.T) if chosen["mode"] == "paper" else (s_BB.T, s_BB)
-    return (F.cross_entropy(torch.cat([rows[0], n_BN], 1), own) + F.cross_entropy(rows[1], own)) / 2
+    n_bN = n_bN.masked_fill(~valid_bN, -torch.inf) if chosen["mask"] == "inf" else n_bN * valid_bN
+    paper = chosen["mode"] == "paper"
+    with_negatives = F.cross_entropy(torch.cat([s_bB if paper else texts(), n_bN], 1), own_b)
+    return (with_negatives + F.cross_entropy(texts() if paper else s_bB, own_b)) / 2
 
 
-def _margin1(in_batch_BB: Tensor, n_BK: Tensor, valid_BK: Tensor, chosen: dict[str, Any]) -> Tensor:
+def _margin1(in_batch_bB: Tensor, own_b: Tensor, n_bK: Tensor, valid_bK: Tensor, chosen: dict[str, Any]) -> Tensor:
     """Eq. 3: max(0, tau1 - s(i, i) + t), t over the in-batch pairs and the own negatives; `margin_loss`."""
-    hinge = F.relu(chosen["tau1"] - in_batch_BB.diagonal()[:, None] + torch.cat([in_batch_BB, n_BK], 1))
-    others_BB = _others(in_batch_BB)
-    counted = torch.cat([others_BB, _counted(valid_BK, chosen)], 1)
-    return _mean_per_row(hinge, torch.cat([others_BB, valid_BK], 1), counted)
+    right_b1 = in_batch_bB.gather(1, own_b[:, None])
+    hinge = F.relu(chosen["tau1"] - right_b1 + torch.cat([in_batch_bB, n_bK], 1))
+    others_bB = _others(in_batch_bB, own_b)
+    counted = torch.cat([others_bB, _counted(valid_bK, chosen)], 1)
+    return _mean_per_row(hinge, torch.cat([others_bB, valid_bK], 1), counted)
 
 
-def _margin2(in_batch_BB: Tensor, n_BK: Tensor, valid_BK: Tensor, chosen: dict[str, Any]) -> Tensor:
+def _margin2(in_batch_bB: Tensor, own_b: Tensor, n_bK: Tensor, valid_bK: Tensor, chosen: dict[str, Any]) -> Tensor:
     """Eq. 4: max(0, tau2 - n(i, k) + t), t over the in-batch pairs: an edited caption is still partly right.
 
     With sign "below" max(0, tau2 + n(i, k) - t), as in `ne_margin_loss`.
     """
-    if len(in_batch_BB) == 1:
-        return in_batch_BB.sum() * 0.0
-    t_BT, kept_BT = in_batch_BB, _others(in_batch_BB)
+    if in_batch_bB.shape[1] == 1:
+        return in_batch_bB.sum() * 0.0
+    t_bT, kept_bT = in_batch_bB, _others(in_batch_bB, own_b)
     if chosen["hardest"]:
-        t_BT = t_BT.masked_fill(~kept_BT, -torch.inf).amax(1, keepdim=True)
-        kept_BT = torch.ones_like(t_BT, dtype=torch.bool)
-    n_BK1, t_B1T, tau = n_BK[:, :, None], t_BT[:, None, :], chosen["tau2"]
-    hinge_BKT = F.relu(tau - n_BK1 + t_B1T if chosen["l2_sign"] == "above" else tau + n_BK1 - t_B1T)
-    hinge_BK = hinge_BKT.where(kept_BT[:, None], 0.0).sum(2) / kept_BT.sum(1, keepdim=True)
-    return _mean_per_row(hinge_BK, valid_BK, _counted(valid_BK, chosen))
+        t_bT = t_bT.masked_fill(~kept_bT, -torch.inf).amax(1, keepdim=True)
+        kept_bT = torch.ones_like(t_bT, dtype=torch.bool)
+    n_bK1, t_b1T, tau = n_bK[:, :, None], t_bT[:, None, :], chosen["tau2"]
+    hinge_bKT = F.relu(tau - n_bK1 + t_b1T if chosen["l2_sign"] == "above" else tau + n_bK1 - t_b1T)
+    hinge_bK = hinge_bKT.where(kept_bT[:, None], 0.0).sum(2) / kept_bT.sum(1, keepdim=True)
+    return _mean_per_row(hinge_bK, valid_bK, _counted(valid_bK, chosen))
 
 
-def _others(in_batch_BB: Tensor) -> Tensor:
-    """Returns a bool matrix (B, B), True off the diagonal."""
-    return ~torch.eye(len(in_batch_BB), dtype=torch.bool, device=in_batch_BB.device)
+def _others(in_batch_bB: Tensor, own_b: Tensor) -> Tensor:
+    """Returns a bool matrix (b, B), False where an image meets its own caption."""
+    return own_b[:, None] != torch.arange(in_batch_bB.shape[1], device=own_b.device)
 
 
-def _counted(valid_BK: Tensor, chosen: dict[str, Any]) -> Tensor:
+def _counted(valid_bK: Tensor, chosen: dict[str, Any]) -> Tensor:
     """Returns which slots a mean divides by: in the released code the empty ones too."""
-    return valid_BK if chosen["mask"] == "inf" else torch.ones_like(valid_BK)
+    return valid_bK if chosen["mask"] == "inf" else torch.ones_like(valid_bK)
 
 
 def _mean_per_row(values: Tensor, kept: Tensor, counted: Tensor) -> Tensor:

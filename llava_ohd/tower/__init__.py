@@ -14,14 +14,16 @@ Needs python >= 3.10, torch >= 2.1, transformers >= 4.37, and imports them at th
 
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.tower.names import model_for, register, registered, resolve
+from llava_ohd.tower.names import resolve
+from llava_ohd.tower.registry import model_for, register, registered
 
 if TYPE_CHECKING:
     from llava_ohd.tower.comparing import Difference, compare
-    from llava_ohd.tower.encoder_dir import Encoder, check, load, load_tokenizer, write
+    from llava_ohd.tower.encoder_dir import Encoder, check, load, write
     from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square, process_images
     from llava_ohd.tower.importing import import_encoder
     from llava_ohd.tower.llava_checkpoints import check_llava_base, check_llava_checkpoint
+    from llava_ohd.tower.loading import vision_model
     from llava_ohd.tower.registration import (
         register_with_llava,
         register_with_transformers,
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
         unregister_from_transformers,
     )
     from llava_ohd.tower.swapping import swap, verify
-    from llava_ohd.tower.vision_tower import OHDVisionTower, vision_model
+    from llava_ohd.tower.tokenizer import load_tokenizer
+    from llava_ohd.tower.vision_tower import OHDVisionTower
 
 __all__ = [
     "Difference",
@@ -66,6 +69,7 @@ _MODULES = {
     "images": ("load_processor", "mean_color", "open_image", "pad_to_square", "process_images"),
     "importing": ("import_encoder",),
     "llava_checkpoints": ("check_llava_base", "check_llava_checkpoint"),
+    "loading": ("vision_model",),
     "registration": (
         "register_with_llava",
         "register_with_transformers",
@@ -73,7 +77,8 @@ _MODULES = {
         "unregister_from_transformers",
     ),
     "swapping": ("swap", "verify"),
-    "vision_tower": ("OHDVisionTower", "vision_model"),
+    "tokenizer": ("load_tokenizer",),
+    "vision_tower": ("OHDVisionTower",),
 }
 
 

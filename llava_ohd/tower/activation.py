@@ -14,11 +14,12 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from llava_ohd.errors import EncoderFormatError
-from llava_ohd.tower.layouts import VISION, vision_geometry
+from llava_ohd.tower.layouts import VISION
 
-__all__ = ["decide_activation", "distances_to_base", "of_program"]
+__all__ = ["NAMES", "decide_activation", "distances_to_base", "of_program"]
 
 NAMES = {True: "quick_gelu", False: "gelu"}
+"""Whether it is QuickGELU, to the name in `hidden_act`."""
 CLEAR = 0.5
 """The nearer activation counts as found where its distance is less than this fraction of the other's."""
 
@@ -41,37 +42,57 @@ def decide_activation(
         stated: Whether it is QuickGELU, as the user says.
 
     Returns:
-        "quick_gelu" or "gelu", and the grounds, JSON-able.
+        "quick_gelu" or "gelu", and the grounds, JSON-able; with the distances wherever a base can be compared.
 
     Raises:
-        EncoderFormatError: user and file contradict each other, or neither says and the base does not decide.
+        EncoderFormatError: two of user, file and base contradict each other, or neither says and the base does not
+            decide.
     """
     if said is not None and stated is not None and said != stated:
         raise EncoderFormatError(
             f"--quick-gelu {str(stated).lower()} was given, but the file itself says {NAMES[said]}; leave the flag out"
         )
+    comparable = base is not None and not _differs(weights, base.weights)
+    distances = distances_to_base(weights, base) if comparable else {}
+    near = _nearest(distances)
+    shown = ", ".join(f"{name} {distance:.3g}" for name, distance in distances.items())
+    measured = {"distances": distances} if distances else {}
     if (known := stated if said is None else said) is not None:
-        return NAMES[known], {"activation": "said by the file" if said is not None else "stated by the user"}
+        who = "the file" if said is not None else "the user"
+        if near not in (None, NAMES[known]):
+            raise EncoderFormatError(
+                f"{who} says {NAMES[known]}, but the features are those of the base with {near} (relative distances: "
+                f"{shown}). One of the two is wrong: correct the configuration or the flag, or give another --base"
+            )
+        return NAMES[known], {"activation": f"{'said' if said is not None else 'stated'} by {who}", **measured}
     ask = "say it with --quick-gelu true (OpenAI's weights and what was trained from them) or --quick-gelu false"
-    if base is None or _differs(weights, base.weights):
+    if not comparable:
         why = "" if base is None else " (the base has another geometry, so it cannot be compared)"
         raise EncoderFormatError(
             f"the file does not say which activation it was trained with{why}; {ask}, or give the encoder that it was "
             "fine-tuned from with --base, so that both can be tried"
         )
-    distances = distances_to_base(weights, base)
-    near, far = sorted(distances, key=lambda name: distances[name])
-    shown = ", ".join(f"{name} {distance:.3g}" for name, distance in distances.items())
-    if not distances[near] < CLEAR * distances[far]:
+    if near is None:
         raise EncoderFormatError(
             f"the activation is undecided: relative distance of the features from those of the base is {shown}; one "
             f"below {CLEAR} of the other was expected of a fine-tune. Therefore {ask}"
         )
-    return near, {"activation": "measured against the base", "distances": distances}
+    return near, {"activation": "measured against the base", **measured}
+
+
+def _nearest(distances: Mapping[str, float]) -> str | None:
+    """Returns the activation that the distances clearly speak for."""
+    if not distances:
+        return None
+    near, far = sorted(distances, key=lambda name: distances[name])
+    return near if distances[near] < CLEAR * distances[far] else None
 
 
 def _differs(weights: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> bool:
-    return vision_geometry(weights) != vision_geometry(base)
+    found, expected = (
+        {name: weight.shape for name, weight in part.items() if name.startswith(VISION)} for part in (weights, base)
+    )
+    return found != expected
 
 
 def distances_to_base(weights: Mapping[str, torch.Tensor], base: Any) -> dict[str, float]:

@@ -8,7 +8,7 @@ neither the distance of the weights nor an accuracy on captions says what the pr
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from llava_ohd.tower import verdicts
 from llava_ohd.tower.checks import read_config
 from llava_ohd.tower.drift import Drift, measure
 from llava_ohd.tower.encoder_dir import Encoder, check, load
-from llava_ohd.tower.images import load_processor, open_image, process_images
+from llava_ohd.tower.images import load_processor, open_image, pixel_settings, process_images
 from llava_ohd.tower.names import resolve
 from llava_ohd.tower.weights import read_weights, weights_file
 
@@ -29,8 +29,6 @@ __all__ = ["Difference", "compare"]
 Pair = tuple[Any, Any]
 _GEOMETRY: tuple[str, ...] = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _GEOMETRY += ("intermediate_size", "hidden_act", "layer_norm_eps", "projection_dim")
-_PIXELS: tuple[str, ...] = ("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size")
-_PIXELS += ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 _BATCH = 8  # images; the features of two CLIP-L/336 in float64 are then 75 MB
 
 
@@ -146,16 +144,8 @@ def _geometry(a: Path, b: Path) -> dict[str, Pair]:
 
 
 def _preprocessing(a: Path, b: Path) -> dict[str, Pair]:
-    left, right = (load_processor(folder).to_dict() for folder in (a, b))
-    return {name: (_plain(left.get(name)), _plain(right.get(name))) for name in _PIXELS}
-
-
-def _plain(value: Any) -> Any:
-    """Makes the sizes of every transformers version comparable and JSON-able; switches and numbers stay."""
-    if isinstance(value, Mapping):
-        sides = {key: number for key, number in value.items() if number is not None}
-        return " ".join(f"{key} {number}" for key, number in sorted(sides.items()))
-    return [float(item) for item in value] if isinstance(value, list | tuple) else value
+    left, right = (pixel_settings(load_processor(folder)) for folder in (a, b))
+    return {name: (left[name], right[name]) for name in left}
 
 
 def _weight_distances(a: Path, b: Path) -> dict[str, float | None]:

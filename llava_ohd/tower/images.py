@@ -3,7 +3,7 @@
 Source: LLaVA mm_utils.py `expand2square`, `process_images` @ c121f04.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,18 @@ from llava_ohd.errors import EncoderFormatError, ImageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find_images", "load_processor", "mean_color", "open_image", "pad_to_square", "process_images"]
+__all__ = [
+    "find_images",
+    "load_processor",
+    "mean_color",
+    "open_image",
+    "pad_to_square",
+    "pixel_settings",
+    "process_images",
+]
+
+_SETTINGS: tuple[str, ...] = ("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size")
+_SETTINGS += ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _TORCHVISION = {"BaseImageProcessorFast", "TorchvisionBackend"}
@@ -142,3 +153,17 @@ def load_processor(path: str | Path) -> Any:
         return processor.from_pretrained(path)
     except (OSError, ValueError, TypeError) as error:
         raise EncoderFormatError(f"{path}/preprocessor_config.json is not an image processor ({error})") from error
+
+
+def pixel_settings(processor: Any) -> dict[str, Any]:
+    """Returns what decides the pixels that an image processor of CLIP makes, comparable between versions."""
+    record = processor.to_dict()
+    return {name: _plain(record.get(name)) for name in _SETTINGS}
+
+
+def _plain(value: Any) -> Any:
+    """Makes the sizes of every transformers version comparable and JSON-able; switches and numbers stay."""
+    if isinstance(value, Mapping):
+        sides = {key: number for key, number in value.items() if number is not None}
+        return " ".join(f"{key} {number}" for key, number in sorted(sides.items()))
+    return [float(item) for item in value] if isinstance(value, list | tuple) else value

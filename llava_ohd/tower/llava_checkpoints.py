@@ -1,13 +1,16 @@
 """Says before loading which tower the original LLaVA would use for a checkpoint, where it would not say so itself.
 
-Two of its silent resets:
+Its silent resets:
 
 - A checkpoint that holds tower weights. They are used only if its config.json says `unfreeze_mm_vision_tower: true`;
   else the folder that `mm_vision_tower` names is loaded over them, with a warning at most.
+- With that flag, whatever tower weights come along are used: half a tower, or for a LoRA or projector that has none,
+  the tower inside the base that it is loaded on.
 - Training from a base checkpoint whose config.json names tower A already, e.g. llava-v1.5-7b, with `--vision_tower B`:
   it trains with A and writes B into the result.
 
-Source: LLaVA model/llava_arch.py `initialize_vision_modules`, model/multimodal_encoder/clip_encoder.py @ c121f04.
+Source: LLaVA model/builder.py, model/llava_arch.py `initialize_vision_modules`,
+model/multimodal_encoder/clip_encoder.py @ c121f04.
 """
 
 from pathlib import Path
@@ -18,14 +21,18 @@ from safetensors import safe_open
 
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatError, ModelNotFound
 from llava_ohd.files import read_json
+from llava_ohd.tower import hub
 from llava_ohd.tower.encoder_dir import Encoder, check
+from llava_ohd.tower.layouts import some
 from llava_ohd.tower.names import BUILT_IN, choices, resolve
 from llava_ohd.tower.weights import TOWER_PREFIX, read_weights, same_weight, weights_file
 
 __all__ = ["check_llava_base", "check_llava_checkpoint", "find_encoder"]
 
 _INSIDE = "vision_tower."
-_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "non_lora_trainables.bin", "mm_projector.bin")
+_WHOLE = ("model*.safetensors", "pytorch_model*.bin")
+_BESIDE_A_BASE = ("non_lora_trainables.bin", "mm_projector.bin")
+_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _TENSORS_OF_A_LANGUAGE_MODEL = "embed_tokens.weight"
 
 
@@ -41,33 +48,29 @@ def find_encoder(name: str | Path, beside: str | Path | None = None) -> Path:
         EncoderNotFound: it leads nowhere.
     """
     text = str(name)
-    hub = {row.source: known for known, row in BUILT_IN.items() if row.hub and not row.folder}
+    stock = {row.source: known for known, row in BUILT_IN.items() if row.hub and not row.folder}
     if beside is not None and not Path(text).expanduser().is_dir() and (Path(beside) / text).is_dir():
         return (Path(beside) / text).resolve()
-    if Path(text).expanduser().is_dir() or text in choices() or text in hub:
-        return resolve(hub.get(text, text))
+    if Path(text).expanduser().is_dir() or text in choices() or text in stock:
+        return resolve(stock.get(text, text))
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         return resolve(text)  # which says what can be chosen
-    from huggingface_hub import snapshot_download
-
-    files = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
     try:
-        try:
-            return Path(snapshot_download(text, allow_patterns=files, local_files_only=True))
-        except FileNotFoundError:
-            return Path(snapshot_download(text, allow_patterns=files))
-    except Exception as error:  # whatever the network, the proxy or the Hub answers
+        return hub.encoder_snapshot(text)
+    except EncoderNotFound as error:
         raise EncoderNotFound(
-            f"encoder {text!r} is not a folder, not one of {', '.join(choices())}, and the Hub does not give it "
-            f"({error}); download it and give its folder"
+            f"encoder {text!r} is not a folder, not one of {', '.join(choices())}, and {error}; download it and give "
+            "its folder"
         ) from error
 
 
-def check_llava_checkpoint(folder: str | Path) -> Encoder | None:
-    """Checks that a checkpoint of the original LLaVA will be loaded with the tower that it holds, if it holds one.
+def check_llava_checkpoint(folder: str | Path, base: str | Path | None = None) -> Encoder | None:
+    """Checks that a checkpoint of the original LLaVA will be loaded with the tower that it means.
 
     Args:
         folder: Full, LoRA or projector-only checkpoint.
+        base: What a LoRA or projector is loaded on (`model_base`); where `unfreeze_mm_vision_tower` is set and the
+            checkpoint holds no tower, that of the base is used.
 
     Returns:
         The encoder that `mm_vision_tower` names, which will be used; None where the checkpoint's own tower weights will
@@ -75,30 +78,86 @@ def check_llava_checkpoint(folder: str | Path) -> Encoder | None:
 
     Raises:
         ModelNotFound: there is no such folder.
-        ModelFormatError: it holds tower weights that would be ignored; or it promises some and has none.
+        ModelFormatError: tower weights would be ignored, or fill only a part of the tower, or come from the base; or
+            the base is needed to say so.
         EncoderNotFound: the encoder that it names cannot be found.
         EncoderFormatError: that encoder is damaged.
     """
     folder, config = _config(folder)
-    inside, full = _tower_weights(folder)
     if "mm_vision_tower" not in config:
         return None
-    if config.get("unfreeze_mm_vision_tower"):
-        if full and not inside:
-            raise ModelFormatError(
-                f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds no tower weights; set "
-                f"it to false, so that {config['mm_vision_tower']} is used"
-            )
-        return None
+    inside, full = _tower_weights(folder)
     encoder = check(find_encoder(config["mm_vision_tower"], folder))
-    wrong = _unlike(inside, encoder)
-    if wrong:
+    if not config.get("unfreeze_mm_vision_tower"):
+        _check_ignored(folder, inside, encoder)
+        if base is not None and not full:
+            _check_trained_on_own(folder, base, encoder)
+        return encoder
+    if inside:
+        _check_complete(folder, inside, encoder)
+        return None
+    if full:
+        raise ModelFormatError(
+            f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds no tower weights; set "
+            f"it to false, so that {config['mm_vision_tower']} is used"
+        )
+    _check_of_base(folder, base, encoder)
+    return encoder
+
+
+def _check_ignored(folder: Path, inside: dict[str, torch.Tensor], encoder: Encoder) -> None:
+    if wrong := _unlike(inside, encoder):
         raise ModelFormatError(
             f"{folder} holds the weights of another tower than {encoder.path} ({wrong}), which its config.json names; "
             "LLaVA would ignore them without a word. If they are meant, set unfreeze_mm_vision_tower to true in its "
             "config.json, or make an encoder of them (`python -m llava_ohd.tower import`) and name that there"
         )
-    return encoder
+
+
+def _check_complete(folder: Path, inside: dict[str, torch.Tensor], encoder: Encoder) -> None:
+    """With the flag, what is inside is laid over the named encoder, name by name."""
+    expected = {name for name in read_weights(weights_file(encoder.path)) if name.startswith(TOWER_PREFIX)}
+    if missing := sorted(expected - inside.keys()):
+        raise ModelFormatError(
+            f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds {len(inside)} tensors of a "
+            f"tower that has {len(expected)}; missing: {some(missing)}. LLaVA would take those from {encoder.path}. "
+            "Save the checkpoint again with its whole tower, or set the flag to false, so that the encoder is used"
+        )
+    if foreign := sorted(inside.keys() - expected):
+        raise ModelFormatError(
+            f"{folder} holds tensors that the tower {encoder.path} does not have, which LLaVA would ignore or treat as "
+            f"adapters: {some(foreign)}. Merge adapters before saving, and name an encoder of the same layers"
+        )
+
+
+def _check_of_base(folder: Path, base: str | Path | None, encoder: Encoder) -> None:
+    """With the flag and no tower inside, the tower weights of the base are laid over the named encoder."""
+    if base is None:
+        raise ModelFormatError(
+            f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds no tower weights: LLaVA "
+            f"would use those of the base that it is loaded on. Give the base (base=...), or set the flag to "
+            f"false, so that {encoder.path} is used"
+        )
+    inside, _ = _tower_weights(_config(base)[0])
+    if wrong := _unlike(inside, encoder):
+        raise ModelFormatError(
+            f"{folder}/config.json says unfreeze_mm_vision_tower and names {encoder.path}, but holds no tower weights: "
+            f"LLaVA would use those inside the base {base}, which are another tower ({wrong}). Set the flag to false, "
+            "so that the encoder is used; or make an encoder of the base's tower (`python -m llava_ohd.tower import`) "
+            "and name that"
+        )
+
+
+def _check_trained_on_own(folder: Path, base: str | Path, encoder: Encoder) -> None:
+    """A base that uses its own tower weights was trained on with those, and the checkpoint must name the same."""
+    place, config = _config(base)
+    inside = _tower_weights(place)[0] if config.get("unfreeze_mm_vision_tower") else {}
+    if wrong := _unlike(inside, encoder):
+        raise ModelFormatError(
+            f"the base {base} uses the tower weights inside it (unfreeze_mm_vision_tower); {folder} on top of it would "
+            f"be loaded with {encoder.path}, which is another tower ({wrong}). Make an encoder of the base's tower "
+            "(`python -m llava_ohd.tower import`) and name that in the config.json of both"
+        )
 
 
 def check_llava_base(folder: str | Path, encoder: str | Path | Encoder) -> Encoder:
@@ -154,7 +213,7 @@ def _tower_weights(folder: Path) -> tuple[dict[str, torch.Tensor], bool]:
     """Returns the tower weights inside a checkpoint under an encoder's names, and whether it holds a language model."""
     inside: dict[str, torch.Tensor] = {}
     full = False
-    for file in sorted(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)):
+    for file in sorted(file for pattern in (*_WHOLE, *_BESIDE_A_BASE, *_ADAPTER) for file in folder.glob(pattern)):
         names, read = _open(file)
         full = full or any(name.endswith(_TENSORS_OF_A_LANGUAGE_MODEL) for name in names)
         for name in (name for name in names if _INSIDE in name and not name.endswith(".position_ids")):

@@ -132,10 +132,24 @@ def _base_names(
 
 
 def _alpha(module: str, config: dict[str, Any]) -> float:
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):  # as peft's get_pattern_key
-            return float(alpha)
-    return float(config["lora_alpha"])
+    """Returns a module's alpha; older peft read `alpha_pattern` otherwise, and did not note its version.
+
+    Raises:
+        EncoderFormatError: the two ways of reading differ, and nothing says which was trained with.
+    """
+    alphas = config.get("alpha_pattern") or {}
+    default = config["lora_alpha"]
+    # peft 0.21 `get_pattern_key`; peft 0.10 `_create_and_replace`: ranks and alphas in one list, never a whole name
+    now = next((alphas[key] for key in alphas if re.match(rf"(.*\.)?({key})$", module)), default)
+    if not config.get("peft_version"):
+        keys = [*(config.get("rank_pattern") or {}), *alphas]
+        then = alphas.get(next((key for key in keys if re.match(rf".*\.{key}$", module)), module), default)
+        if then != now:
+            raise EncoderFormatError(
+                f"alpha of {module} is {then} as older versions of peft read alpha_pattern and {now} as newer ones do, "
+                f"and adapter_config.json has no peft_version. {_MERGE_IT}, with the peft that it was trained with"
+            )
+    return float(now)
 
 
 def _change(

@@ -40,6 +40,8 @@ _BLOCK = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+_WIDTHS_OF_64 = (512, 768, 1024)
+"""Widths at which every tower of OpenAI and open_clip has heads of 64 channels (ViT-M, B, L; text of B, L, H)."""
 _LAYER = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 
 
@@ -109,17 +111,21 @@ def _block(layer: str, name: str, weight: torch.Tensor) -> dict[str, torch.Tenso
     return {f"{layer}{_BLOCK[module]}.{part}": weight} if module in _BLOCK and part in ("weight", "bias") else {}
 
 
-def clip_config(weights: Mapping[str, torch.Tensor], hidden_act: str, base: Any | None) -> Any:
+def clip_config(
+    weights: Mapping[str, torch.Tensor], hidden_act: str, base: Any | None, heads: Mapping[str, int] | None = None
+) -> Any:
     """Derives the configuration from the tensors (legacy names).
 
     Args:
         weights: A full CLIP.
         hidden_act: "quick_gelu" or "gelu", which no tensor says.
         base: `CLIPConfig` of an encoder of the same family, which gives heads and special tokens; without it a head
-            has 64 channels, and the two highest ids begin and end a caption, as in all models of OpenAI.
+            has 64 channels where all models of the width have that, and the two highest ids begin and end a caption,
+            as in all models of OpenAI.
+        heads: Number of heads of the "vision" and "text" tower, as far as the source says it.
 
     Raises:
-        EncoderFormatError: tensors missing, or a width that is not a multiple of 64 without `base`.
+        EncoderFormatError: tensors missing, heads that nothing says, or that source and base say differently.
     """
     vision, text = vision_geometry(weights), text_geometry(weights)
     if "visual_projection.weight" not in weights:
@@ -129,17 +135,28 @@ def clip_config(weights: Mapping[str, torch.Tensor], hidden_act: str, base: Any 
     ids = {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
     ids["pad_token_id"] = ids["eos_token_id"]
     text |= {key: getattr(known, key) for key in ids} if known is not None else ids
-    vision["num_attention_heads"] = _heads(vision["hidden_size"], base and base.vision_config, "vision")
-    text["num_attention_heads"] = _heads(text["hidden_size"], base and base.text_config, "text")
+    heads = heads or {}
+    for tower, part, known in (
+        ("vision", vision, base and base.vision_config),
+        ("text", text, base and base.text_config),
+    ):
+        part["num_attention_heads"] = _heads(part["hidden_size"], heads.get(tower), known, tower)
     return CLIPConfig(vision_config=vision | common, text_config=text | common, projection_dim=common["projection_dim"])
 
 
-def _heads(width: int, base: Any | None, tower: str) -> int:
-    if base is not None and base.hidden_size == width:
-        return int(base.num_attention_heads)
-    if width % 64:
+def _heads(width: int, said: int | None, base: Any | None, tower: str) -> int:
+    """Returns the number of heads, which no tensor shows: a wrong one gives other features without a word."""
+    of_base = int(base.num_attention_heads) if base is not None and base.hidden_size == width else None
+    if said is not None and of_base not in (None, said):
         raise EncoderFormatError(
-            f"the {tower} tower has width {width}, which is not a multiple of 64, so its number of heads is unknown; "
-            "give an encoder of the same geometry with --base NAME_OR_PATH"
+            f"its configuration gives the {tower} tower {said} heads, the base has {of_base}; give a base of its family"
+        )
+    if (known := of_base if said is None else said) is not None:
+        return known
+    if width not in _WIDTHS_OF_64:
+        raise EncoderFormatError(
+            f"the {tower} tower has width {width}, and nothing says its number of heads (64 channels each only at "
+            f"width {', '.join(map(str, _WIDTHS_OF_64))}; ViT-H, g and bigG have 16 heads of 80, 88 and 104); give "
+            "an encoder of the same geometry with --base NAME_OR_PATH, or the folder with its open_clip_config.json"
         )
     return width // 64

@@ -21,7 +21,7 @@ from llava_ohd.errors import ModelNotFound
 from llava_ohd.tower.encoder_dir import check
 from llava_ohd.tower.llava_checkpoints import check_llava_checkpoint, find_encoder
 from llava_ohd.tower.names import choices, resolve
-from llava_ohd.tower.swapping import check_geometry
+from llava_ohd.tower.same_tower import check_geometry
 from llava_ohd.tower.vision_tower import OHDVisionTower
 
 __all__ = ["register_with_llava", "register_with_transformers", "unregister_from_llava", "unregister_from_transformers"]

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import interpolate
 
+from llava_ohd.errors import EncoderFormatError
+
 __all__ = ["DEFAULT_SCALES", "multiscale", "read_scales"]
 
 DEFAULT_SCALES = "336,672,1008"
@@ -22,9 +24,12 @@ def read_scales(text: str) -> list[int]:
     """Returns the sizes of `--s2_scales 336,672,1008` in pixels, smallest first.
 
     Raises:
-        ValueError: not numbers with commas between them.
+        EncoderFormatError: not positive numbers with commas between them.
     """
-    return sorted(int(size) for size in text.split(","))
+    sizes = [size.strip() for size in str(text).split(",")]
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise EncoderFormatError(f"s2_scales is {text!r}; sizes in pixels with commas are expected, {DEFAULT_SCALES}")
+    return sorted(map(int, sizes))
 
 
 def multiscale(

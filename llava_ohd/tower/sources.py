@@ -9,109 +9,58 @@
 | OpenAI or open_clip | a file, or a folder with open_clip_config.json   | itself          |
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig
+from transformers import CLIPConfig, CLIPVisionConfig
 
-from llava_ohd.errors import DataFormatError, EncoderFormatError
-from llava_ohd.files import read_json
-from llava_ohd.tower.activation import decide_activation, of_program
-from llava_ohd.tower.checkpoints import Checkpoint, read_file, read_folder
+from llava_ohd.errors import EncoderFormatError
+from llava_ohd.tower.activation import NAMES, decide_activation
+from llava_ohd.tower.checkpoints import read_folder
 from llava_ohd.tower.checks import read_config
-from llava_ohd.tower.encoder_dir import Encoder
 from llava_ohd.tower.layouts import VISION, rename, tower_of_llava, vision_geometry
 from llava_ohd.tower.lora import is_lora, merge_lora
-from llava_ohd.tower.openai_clip import clip_config, is_openai, legacy_weights
+from llava_ohd.tower.openai_sources import is_open_clip_folder, read_open_clip_folder, read_openai_file
+from llava_ohd.tower.source_types import Base, Source, naming, read_record
 
 __all__ = ["Base", "Source", "read_source"]
 
-_OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _VISION_FIELDS: tuple[str, ...] = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 _VISION_FIELDS += ("num_attention_heads", "num_channels", "hidden_act", "layer_norm_eps")
-
-
-@dataclass(frozen=True)
-class Base:
-    """A checked encoder that gives what a source lacks.
-
-    Attributes:
-        encoder: Its description.
-        config: Its `CLIPConfig`.
-        weights: All its weights as stored, legacy names.
-    """
-
-    encoder: Encoder
-    config: Any
-    weights: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A full CLIP that was read.
-
-    Attributes:
-        kind: What it was read from, as in the table above.
-        config: `CLIPConfig`.
-        weights: All weights, legacy names, stored types.
-        files: The files that gave weights.
-        notes: What else ohd.json should say, JSON-able.
-        pixels: What the source says about its preprocessing, in the terms of preprocessor_config.json.
-    """
-
-    kind: str
-    config: Any
-    weights: dict[str, torch.Tensor]
-    files: list[Path]
-    notes: dict[str, Any] = field(default_factory=dict)
-    pixels: dict[str, Any] = field(default_factory=dict)
 
 
 def read_source(place: Path, base: Base | None, quick_gelu: bool | None) -> Source:
     """Recognises what lies at `place` and reads it.
 
     Raises:
-        EncoderFormatError: unknown, damaged, incomplete, or it needs `base` or `quick_gelu`.
+        EncoderFormatError: unknown, damaged, incomplete, or it needs `base` or `quick_gelu`; or its activation is
+            another than was said.
     """
     if place.is_file():
-        return _openai(place, read_file(place), base, quick_gelu, None)
-    if is_lora(place):
-        found = _lora(place, _needed(base, place, "is an adapter"))
-    elif (place / "open_clip_config.json").is_file() and not (place / "config.json").is_file():
-        return _open_clip_folder(place, base, quick_gelu)
-    else:
-        found = _transformers_folder(place, base)
+        return read_openai_file(place, base, quick_gelu)
+    if not is_lora(place) and is_open_clip_folder(place):
+        return read_open_clip_folder(place, base, quick_gelu)
+    found = _lora(place, _needed(base, place, "is an adapter")) if is_lora(place) else _transformers_folder(place, base)
     said = found.config.vision_config.hidden_act
-    if quick_gelu is not None and said != ("quick_gelu" if quick_gelu else "gelu"):
+    if found.says_activation and quick_gelu is not None and said != NAMES[quick_gelu]:
         raise EncoderFormatError(
             f"--quick-gelu {str(quick_gelu).lower()} was given, but the configuration of {place} says {said}; leave "
-            "the flag out, it is for the files of OpenAI and open_clip"
+            "the flag out, it is for files that do not say it"
         )
-    return found
+    # An adapter changes its base by so little that its activation is the base's, and gelu_new is neither of the two.
+    return found if found.kind == "LoRA" or said not in NAMES.values() else _measured(place, found, base, quick_gelu)
 
 
-@contextmanager
-def _naming(place: Path) -> Iterator[None]:
-    """Puts the place in front of an error about names or tensors."""
-    try:
-        yield
-    except EncoderFormatError as error:
-        text = str(error)
-        raise EncoderFormatError(text if str(place) in text else f"{place}: {text}") from None
-
-
-def _record(file: Path) -> dict[str, Any]:
-    try:
-        record = read_json(file)
-    except DataFormatError as error:
-        raise EncoderFormatError(f"cannot tell what {file.parent} is: {error}") from None
-    if not isinstance(record, dict):
-        raise EncoderFormatError(f"{file} holds {type(record).__name__}; an object is expected")
-    return record
+def _measured(place: Path, found: Source, base: Base | None, quick_gelu: bool | None) -> Source:
+    """Compares what the source says of its activation with its features, where there is a base to compare them to."""
+    said = found.config.vision_config.hidden_act == NAMES[True] if found.says_activation else None
+    with naming(place):
+        activation, grounds = decide_activation(found.weights, base, said, quick_gelu)
+    config: Any = CLIPConfig.from_dict(found.config.to_dict())  # a copy: it may be the base's
+    config.vision_config.hidden_act = activation
+    return replace(found, config=config, notes=found.notes | grounds | {"hidden_act": activation})
 
 
 def _needed(base: Base | None, place: Path, why: str) -> Base:
@@ -127,19 +76,19 @@ def _needed(base: Base | None, place: Path, why: str) -> Base:
 
 
 def _transformers_folder(place: Path, base: Base | None) -> Source:
-    record = _record(place / "config.json")
+    record = read_record(place / "config.json")
     kind = str(record.get("model_type"))
-    pixels = _record(place / "preprocessor_config.json") if (place / "preprocessor_config.json").is_file() else {}
+    pixels = read_record(place / "preprocessor_config.json") if (place / "preprocessor_config.json").is_file() else {}
     if kind == "clip":
         found = read_folder(place)
-        with _naming(place):
+        with naming(place):
             weights = rename(found.weights)
         if any(name.startswith("text_model.") for name in weights):
             return Source("CLIPModel", read_config(place), weights, found.files, pixels=pixels)
         return _tower("CLIPVisionModel", place, base, weights, found.files, record.get("vision_config") or {}, pixels)
     if kind == "clip_vision_model":
         found = read_folder(place)
-        with _naming(place):
+        with naming(place):
             weights = rename(found.weights)
         return _tower("CLIPVisionModel", place, base, weights, found.files, record, pixels)
     found = read_folder(place, keep=tower_of_llava)
@@ -149,7 +98,7 @@ def _transformers_folder(place: Path, base: Base | None) -> Source:
             f"{place} (model_type {kind!r}) carries no weights of a CLIP: model_type 'clip' or 'clip_vision_model', or "
             "names with 'vision_tower.' were expected" + (f". Its config names {named!r}; import that" if named else "")
         )
-    with _naming(place):
+    with naming(place):
         weights = rename(found.weights)
     return _tower("LLaVA", place, base, weights, found.files, record.get("vision_config"), pixels)
 
@@ -165,7 +114,7 @@ def _tower(
 ) -> Source:
     """Puts a vision tower alone into its base, after comparing what configuration and tensors say about it."""
     base = _needed(base, place, "holds only a vision tower")
-    with _naming(place):
+    with naming(place):
         if text := sorted(name for name in weights if name.startswith("text_model.")):
             raise EncoderFormatError(
                 f"{text[0]} belongs to a text tower; a vision tower or a full CLIPModel is expected"
@@ -180,7 +129,7 @@ def _tower(
                 f"the tower differs from that of the base {base.encoder.path}: {shown}; give a base of its geometry"
             )
     kept = {name: weight for name, weight in base.weights.items() if not name.startswith(VISION)}
-    return Source(kind, base.config, kept | weights, files, pixels=pixels)
+    return Source(kind, base.config, kept | weights, files, pixels=pixels, says_activation=config is not None)
 
 
 def _stated(config: dict[str, Any]) -> dict[str, Any]:
@@ -194,41 +143,3 @@ def _stated(config: dict[str, Any]) -> dict[str, Any]:
 def _lora(place: Path, base: Base) -> Source:
     found = merge_lora(place, base.weights)
     return Source("LoRA", base.config, found.weights, found.files)
-
-
-# --- layouts of OpenAI and open_clip
-
-
-def _open_clip_folder(place: Path, base: Base | None, quick_gelu: bool | None) -> Source:
-    record = _record(place / "open_clip_config.json")
-    file = next((place / name for name in _OPEN_CLIP if (place / name).is_file()), None)
-    if file is None:
-        raise EncoderFormatError(f"{place} has none of {', '.join(_OPEN_CLIP)}; download the folder again")
-    model, images = record.get("model_cfg") or {}, record.get("preprocess_cfg") or {}
-    pixels = {f"image_{key}": images[key] for key in ("mean", "std") if key in images}
-    return _openai(file, read_file(file), base, quick_gelu, bool(model.get("quick_gelu")), pixels)
-
-
-def _openai(
-    file: Path,
-    found: Checkpoint,
-    base: Base | None,
-    quick_gelu: bool | None,
-    said: bool | None,
-    pixels: dict[str, Any] | None = None,
-) -> Source:
-    if not is_openai(found.weights):
-        raise EncoderFormatError(
-            f"{file} has not the names of OpenAI's or open_clip's CLIP (visual.conv1.weight ...); if it belongs to a "
-            "folder with a config.json, give the folder"
-        )
-    with _naming(file):
-        weights = legacy_weights(found.weights)
-        vision_geometry(weights)  # says what is missing before the activation is asked for
-        said = of_program(found.program) if said is None else said
-        config = clip_config(weights, "quick_gelu", base.config if base else None)
-        activation, grounds = decide_activation(weights, base, said, quick_gelu)
-        for part in (config.vision_config, config.text_config):
-            part.hidden_act = activation
-    notes = grounds | {"hidden_act": activation}
-    return Source("OpenAI or open_clip", config, weights, found.files, notes, pixels or {})

@@ -17,42 +17,16 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers import CLIPVisionModel
 
-from llava_ohd.errors import EncoderFormatError, ImageError
+from llava_ohd.errors import EncoderFormatError
 from llava_ohd.tower.checks import read_config
-from llava_ohd.tower.encoder_dir import Encoder, load_checked
-from llava_ohd.tower.images import load_processor, mean_color, pad_to_square
+from llava_ohd.tower.encoder_dir import Encoder
+from llava_ohd.tower.images import load_processor, process_images
+from llava_ohd.tower.loading import load_vision_model, one_device
 from llava_ohd.tower.names import resolve
 from llava_ohd.tower.scales import DEFAULT_SCALES, multiscale, read_scales
-from llava_ohd.tower.weights import TOWER_PREFIX
 
-__all__ = ["OHDVisionTower", "load_vision_model", "vision_model"]
-
-
-def vision_model(name_or_path: str | Path) -> CLIPVisionModel:
-    """Loads the vision half of a checked encoder as transformers' own class, in float32, on any version.
-
-    Raises:
-        EncoderNotFound: the name leads nowhere.
-        EncoderFormatError: as `check`.
-    """
-    return load_vision_model(resolve(name_or_path))[1]
-
-
-def load_vision_model(folder: Path) -> tuple[Encoder, CLIPVisionModel]:
-    """As `vision_model`, and says what the folder holds."""
-    encoder, whole = load_checked(folder, only=TOWER_PREFIX)
-    clip: Any = whole
-    vision: Any = clip.vision_model
-    if not isinstance(vision, CLIPVisionModel):  # transformers < 5.6: one level deeper
-        with torch.device("meta"):
-            model: Any = CLIPVisionModel(clip.config.vision_config)
-        model.vision_model = vision
-        vision = model.eval()
-    for module in vision.modules():  # inside another model's from_pretrained: not to be drawn at random again
-        module._is_hf_initialized = True
-    return encoder, vision
+__all__ = ["OHDVisionTower"]
 
 
 class OHDVisionTower(nn.Module):
@@ -81,7 +55,8 @@ class OHDVisionTower(nn.Module):
 
         Raises:
             EncoderNotFound: the name leads nowhere.
-            EncoderFormatError: as `check`, or the smallest S2 scale is not the encoder's image size.
+            EncoderFormatError: as `check`, s2_scales is no list of sizes, or its smallest is not the encoder's image
+                size.
         """
         super().__init__()
         self.is_loaded = False
@@ -128,9 +103,14 @@ class OHDVisionTower(nn.Module):
         """
         if self.is_loaded:
             return
-        device = _one_device(device_map)
-        self.encoder, vision = load_vision_model(Path(self.vision_tower_name))
-        self.vision_tower: Any = vision.requires_grad_(False).to(device)  # type: ignore[arg-type]
+        device = one_device(device_map)
+        self.hold(*load_vision_model(Path(self.vision_tower_name)))
+        self.vision_tower.to(device)
+
+    def hold(self, encoder: Encoder, vision: nn.Module) -> None:
+        """Takes weights that `load_vision_model` loaded from this tower's folder."""
+        self.encoder = encoder
+        self.vision_tower: Any = vision.requires_grad_(False)
         self.image_processor = load_processor(self.vision_tower_name)
         if self.s2_scales:
             side = self.s2_image_size
@@ -191,14 +171,11 @@ class OHDVisionTower(nn.Module):
             (B, N, D), on the tower's device and in its type.
 
         Raises:
-            ImageError: no image was given.
+            EncoderFormatError: the processor was replaced by one that resizes with torchvision.
+            ImageError: no image was given, or one is a path or tensor.
         """
-        images = [image.convert("RGB") for image in (images if isinstance(images, list) else [images])]
-        if not images:
-            raise ImageError("no image was given; encode takes one or more")
-        if pad:
-            images = [pad_to_square(image, mean_color(self.image_processor)) for image in images]
-        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        images = images if isinstance(images, list) else [images]
+        pixels = process_images(images, self.image_processor, "pad" if pad else "square")
         tokens: torch.Tensor = self(pixels.to(device=self.device, dtype=self.dtype))
         return tokens
 
@@ -236,15 +213,3 @@ class OHDVisionTower(nn.Module):
     def num_patches(self) -> int:
         """Patches of an image."""
         return self.num_patches_per_side**2
-
-
-def _one_device(device_map: Any) -> torch.device:
-    if device_map is None:
-        return torch.device("cpu")
-    if isinstance(device_map, dict):
-        if len(set(device_map.values())) != 1:
-            raise EncoderFormatError(f"device_map {device_map} splits the tower; give it one device, {{'': device}}")
-        device_map = next(iter(device_map.values()))
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device_map)

@@ -1,6 +1,7 @@
 """A LoRA merged here gives the features of peft's own merge; other kinds of adapters are refused by name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def edit(folder: Path, **values: Any) -> None:
     [
         {},
         {"use_rslora": True},
-        {"rank_pattern": {"fc1": 2}, "alpha_pattern": {"fc1": 3, r"vision_model\.encoder\.layers\.0\..*q_proj": 7}},
+        {"rank_pattern": {"fc1": 2}, "alpha_pattern": {"fc1": 3, r"layers\.0\..*q_proj": 7}},
         {"target_modules": ["patch_embedding", "visual_projection"]},
         {"modules_to_save": ["visual_projection", "post_layernorm"]},
         {"target_modules": r"vision_model\.encoder\.layers\.1\..*(q_proj|fc2)", "init_lora_weights": "gaussian"},
@@ -59,6 +60,25 @@ def test_merge_equals_peft(lively: Any, lively_dir: Path, tmp_path: Path, assert
     assert "adapter_model.safetensors" in record["config"]["sha256"]
 
 
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"alpha_pattern": {r"vision_model\.encoder\.layers\.0\..*q_proj": 7}},
+        {"rank_pattern": {"fc1": 2}, "alpha_pattern": {r"layers\.0\.mlp\.fc1": 3}},
+    ],
+)
+def test_patterns_that_versions_of_peft_read_differently(
+    lively: Any, lively_dir: Path, tmp_path: Path, assert_same: Same, patterns: dict[str, Any]
+) -> None:
+    merged = adapt(lively, tmp_path / "lora", **patterns)
+    if "peft_version" in json.loads((tmp_path / "lora" / "adapter_config.json").read_text()):
+        tower.import_encoder(tmp_path / "lora", tmp_path / "known", base=lively_dir)
+        assert_same(tmp_path / "known", merged)
+        edit(tmp_path / "lora", peft_version=None)
+    with pytest.raises(EncoderFormatError, match=r"alpha of .*(q_proj|fc1) is 12 as older .* and (7|3) as newer"):
+        tower.import_encoder(tmp_path / "lora", tmp_path / "unknown", base=lively_dir)
+
+
 def test_base_named_by_the_adapter(lively: Any, lively_dir: Path, tmp_path: Path, assert_same: Same) -> None:
     merged = adapt(lively, tmp_path / "lora")
     edit(tmp_path / "lora", base_model_name_or_path=str(lively_dir))
@@ -70,6 +90,21 @@ def test_base_named_by_the_adapter(lively: Any, lively_dir: Path, tmp_path: Path
     edit(tmp_path / "lora", base_model_name_or_path=str(tmp_path / "gone"))
     with pytest.raises(EncoderNotFound, match="gone"):
         tower.import_encoder(tmp_path / "lora", tmp_path / "out")
+
+
+def test_another_base_than_the_adapter_names(
+    lively: Any, lively_dir: Path, tiny_encoder_dir: Path, tmp_path: Path
+) -> None:
+    adapt(lively, tmp_path / "lora")
+    edit(tmp_path / "lora", base_model_name_or_path=str(tiny_encoder_dir))
+    with pytest.raises(EncoderFormatError, match=rf"trained on {tiny_encoder_dir}, whose weights differ .*--base"):
+        tower.import_encoder(tmp_path / "lora", tmp_path / "out", base=lively_dir)
+    copy = shutil.copytree(lively_dir, tmp_path / "copy")
+    for named in (str(copy), str(tmp_path / "gone"), "someone/clip"):
+        edit(tmp_path / "lora", base_model_name_or_path=named)
+        tower.import_encoder(tmp_path / "lora", tmp_path / "out", base=lively_dir)
+        record = json.loads((tmp_path / "out" / "ohd.json").read_text())["config"]
+        assert record["base_named_by_adapter"] == named
 
 
 def test_adapter_on_the_vision_tower_alone(lively: Any, lively_dir: Path, tmp_path: Path, assert_same: Same) -> None:

@@ -100,19 +100,32 @@ def with_activation(model: Any, name: str) -> Any:
     return other
 
 
+@pytest.fixture
+def base_with(lively: Any, lively_dir: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """The lively encoder, its folder saying an activation."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / f"base with {name}"
+        tower.write(with_activation(lively, name), folder, files_from=lively_dir, name="base", parents=[], config={})
+        return folder
+
+    return make
+
+
 # --- OpenAI
 
 
 @pytest.mark.parametrize(("activation", "name"), [(QuickGELU(), "quick_gelu"), (torch.nn.GELU(), "gelu")])
 def test_torchscript_archive(
-    lively_dir: Path, lively: Any, tmp_path: Path, assert_same: Same, activation: Any, name: str
+    base_with: Any, lively: Any, tmp_path: Path, assert_same: Same, activation: Any, name: str
 ) -> None:
     """The activation is read off the program, which is never run."""
     save_archive(openai_names(lively), tmp_path / "clip.pt", activation)
-    tower.import_encoder(tmp_path / "clip.pt", tmp_path / "out", base=lively_dir)
+    tower.import_encoder(tmp_path / "clip.pt", tmp_path / "out", base=base_with(name))
     assert_same(tmp_path / "out", with_activation(lively, name))
     record = json.loads((tmp_path / "out" / "ohd.json").read_text())["config"]
     assert (record["activation"], record["hidden_act"]) == ("said by the file", name)
+    assert record["distances"][name] == 0  # and measured all the same
 
 
 def test_archive_equals_what_torch_reads(lively: Any, tmp_path: Path) -> None:
@@ -181,7 +194,7 @@ def save(weights: Weights, file: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("form", ["plain.pt", "plain.safetensors", "trainer.pt", "text.bin"])
-def test_open_clip(lively_dir: Path, lively: Any, tmp_path: Path, assert_same: Same, form: str, name: str) -> None:
+def test_open_clip(base_with: Any, lively: Any, tmp_path: Path, assert_same: Same, form: str, name: str) -> None:
     weights: Any = openai_names(lively)
     if form.startswith("text"):
         weights = {n if n.startswith("visual.") or n == "logit_scale" else f"text.{n}": w for n, w in weights.items()}
@@ -189,19 +202,19 @@ def test_open_clip(lively_dir: Path, lively: Any, tmp_path: Path, assert_same: S
     if form.startswith("trainer"):
         weights = {"epoch": 3, "name": "run", "state_dict": {f"module.{n}": w for n, w in weights.items()}}
     file = save(weights, tmp_path / form)
-    tower.import_encoder(file, tmp_path / "out", base=lively_dir, quick_gelu=name == "quick_gelu")
+    tower.import_encoder(file, tmp_path / "out", base=base_with(name), quick_gelu=name == "quick_gelu")
     assert_same(tmp_path / "out", with_activation(lively, name))
 
 
 def test_without_a_base(tmp_path: Path, lively_dir: Path, assert_same: Same) -> None:
-    """Geometry comes from the tensors; a head has 64 channels."""
+    """Geometry comes from the tensors; a head has 64 channels where every model of that width has."""
     from transformers import CLIPConfig, CLIPModel
 
     pieces = tower.load(lively_dir).config.text_config.vocab_size
-    sizes = {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 2, "projection_dim": 24}
+    sizes = {"hidden_size": 512, "intermediate_size": 96, "num_attention_heads": 8, "projection_dim": 24}
     ids = {"vocab_size": pieces, "eos_token_id": pieces - 1, "bos_token_id": pieces - 2, "pad_token_id": pieces - 1}
     vision = {"image_size": 32, "patch_size": 16, "num_hidden_layers": 2, **sizes}
-    text = {"num_hidden_layers": 11, "max_position_embeddings": 20, **ids, **sizes}
+    text = {"num_hidden_layers": 1, "max_position_embeddings": 20, **ids, **sizes}
     model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=24))
     file = save(openai_names(model), tmp_path / "clip.pt")
     with pytest.raises(EncoderFormatError, match="--files-from"):
@@ -230,7 +243,7 @@ def test_activation_is_measured(lively: Any, lively_dir: Path, tmp_path: Path, b
 
 def test_undecided(lively: Any, lively_dir: Path, tiny_encoder_dir: Path, tmp_path: Path) -> None:
     file = save(openai_names(lively), tmp_path / "clip.pt")
-    with pytest.raises(EncoderFormatError, match=r"width 32, which is not a multiple of 64.*--base"):
+    with pytest.raises(EncoderFormatError, match=r"width 32, and nothing says its number of heads.*--base"):
         tower.import_encoder(file, tmp_path / "out", files_from=lively_dir, quick_gelu=True)
     with pytest.raises(EncoderFormatError, match=r"undecided: .*quick_gelu [\d.]+, gelu [\d.]+;.*--quick-gelu true"):
         tower.import_encoder(file, tmp_path / "out", base=tiny_encoder_dir)  # it is no fine-tune of that
@@ -240,7 +253,7 @@ def test_undecided(lively: Any, lively_dir: Path, tiny_encoder_dir: Path, tmp_pa
 def test_undecided_without_a_base(tmp_path: Path, lively_dir: Path) -> None:
     from transformers import CLIPConfig, CLIPModel
 
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1}
+    sizes = {"hidden_size": 512, "intermediate_size": 64, "num_attention_heads": 8, "num_hidden_layers": 1}
     vision = {"image_size": 32, "patch_size": 16, **sizes}
     text = {"vocab_size": 99, "eos_token_id": 98, "bos_token_id": 97, **sizes}
     model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text))
@@ -261,20 +274,144 @@ def test_contradictions(lively: Any, lively_dir: Path, tmp_path: Path) -> None:
         tower.import_encoder(lively_dir, tmp_path / "out", quick_gelu=False)
 
 
-def test_open_clip_folder(lively: Any, lively_dir: Path, tmp_path: Path, assert_same: Same) -> None:
-    """Its configuration says the activation (GELU where it is silent) and the mean that it was trained with."""
-    (tmp_path / "src").mkdir()
-    save(openai_names(lively), tmp_path / "src" / "open_clip_model.safetensors")
-    config = {"model_cfg": {"embed_dim": 32}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (tmp_path / "src" / "open_clip_config.json").write_text(json.dumps(config))
+def open_clip_folder(folder: Path, model: Any, **model_cfg: Any) -> Path:
+    folder.mkdir()
+    save(openai_names(model), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": {"embed_dim": 32, **model_cfg}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_open_clip_folder(lively: Any, lively_dir: Path, base_with: Any, tmp_path: Path, assert_same: Same) -> None:
+    """Its configuration says the activation and the mean that it was trained with."""
+    source = open_clip_folder(tmp_path / "src", lively, quick_gelu=False)
+    config = json.loads((source / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (source / "open_clip_config.json").write_text(json.dumps(config))
+    base = base_with("gelu")
     with pytest.raises(EncoderFormatError, match=r"made for image_mean \[0\.5, 0\.5, 0\.5\], the base .*--files-from"):
-        tower.import_encoder(tmp_path / "src", tmp_path / "out", base=lively_dir)
+        tower.import_encoder(source, tmp_path / "out", base=base)
     files = shutil.copytree(lively_dir, tmp_path / "files")
     record = json.loads((files / "preprocessor_config.json").read_text())
     record |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (files / "preprocessor_config.json").write_text(json.dumps(record))
-    tower.import_encoder(tmp_path / "src", tmp_path / "out", base=lively_dir, files_from=files)
+    tower.import_encoder(source, tmp_path / "out", base=base, files_from=files)
     assert_same(tmp_path / "out", with_activation(lively, "gelu"))
+
+
+# --- the trap: OpenAI's weights under GELU, or the other way round
+
+
+@pytest.mark.parametrize("name", ["quick_gelu", "gelu"])
+def test_open_clip_folder_that_is_silent(
+    lively: Any, lively_dir: Path, base_with: Any, tmp_path: Path, assert_same: Same, name: str
+) -> None:
+    """Silence is no word for GELU: the base decides, else the user."""
+    source = open_clip_folder(tmp_path / "src", lively)
+    tower.import_encoder(source, tmp_path / "out", base=base_with(name))
+    assert_same(tmp_path / "out", with_activation(lively, name))
+    sized = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 32}
+    alone = open_clip_folder(tmp_path / "alone", resized(lively, vision=sized, text=sized))
+    with pytest.raises(EncoderFormatError, match="does not say which activation it was trained with; say it"):
+        tower.import_encoder(alone, tmp_path / "never", files_from=lively_dir)
+
+
+@pytest.mark.parametrize("kind", ["open_clip folder", "stated", "CLIPVisionModel", "CLIPModel", "LLaVA"])
+def test_a_word_that_the_features_contradict(lively: Any, base_with: Any, tmp_path: Path, kind: str) -> None:
+    """Everything says GELU, and the features are those of a base with QuickGELU."""
+    base, quick_gelu = base_with("quick_gelu"), None
+    source = tmp_path / "src"
+    if kind == "open_clip folder":
+        open_clip_folder(source, lively, quick_gelu=False)
+    elif kind == "stated":
+        source, quick_gelu = save(openai_names(lively), tmp_path / "clip.pt"), False
+    elif kind == "CLIPModel":
+        source = base_with("gelu")
+    else:
+        source.mkdir()
+        prefix = "model.vision_tower.vision_tower." if kind == "LLaVA" else ""
+        inside = {f"{prefix}{n}": w for n, w in lively.state_dict().items() if n.startswith("vision_model.")}
+        save_file(inside, source / "model.safetensors")
+        config = with_activation(lively, "gelu").config.vision_config.to_dict() | {"model_type": "clip_vision_model"}
+        config = {"model_type": "llava_llama", "mm_vision_tower": "laion/clip"} if kind == "LLaVA" else config
+        (source / "config.json").write_text(json.dumps(config))
+        quick_gelu = False if kind == "LLaVA" else None
+    with pytest.raises(EncoderFormatError, match=r"says gelu, but the features are those|base: quick_gelu|--base"):
+        tower.import_encoder(source, tmp_path / "out", base=base, quick_gelu=quick_gelu)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["quick_gelu", "gelu"])
+def test_tower_of_a_llava_is_measured(lively: Any, base_with: Any, tmp_path: Path, name: str) -> None:
+    """Its config.json says no activation; that of the base is taken where the features agree with it."""
+    source, base = tmp_path / "src", base_with(name)
+    source.mkdir()
+    inside = {n: w for n, w in lively.state_dict().items() if n.startswith("vision_model.")}
+    save_file({f"model.vision_tower.vision_tower.{n}": w for n, w in inside.items()}, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps({"model_type": "llava_llama", "mm_vision_tower": "laion/clip"}))
+    tower.import_encoder(source, tmp_path / "out", base=base)
+    record = json.loads((tmp_path / "out" / "ohd.json").read_text())["config"]
+    assert (record["hidden_act"], record["distances"][name]) == (name, 0)
+    other = {n: w + torch.randn_like(w) for n, w in inside.items()}  # a tower of another family
+    save_file({f"model.vision_tower.vision_tower.{n}": w for n, w in other.items()}, source / "model.safetensors")
+    with pytest.raises(EncoderFormatError, match="the activation is undecided"):
+        tower.import_encoder(source, tmp_path / "never", base=base)
+
+
+# --- heads, which no tensor shows
+
+
+def resized(model: Any, vision: dict[str, int], text: dict[str, int]) -> Any:
+    """A random CLIPModel of other widths, with attention that depends on the number of heads."""
+    from transformers import CLIPConfig, CLIPModel
+
+    record = model.config.to_dict()
+    record["vision_config"] |= vision
+    record["text_config"] |= text
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        other = CLIPModel(CLIPConfig.from_dict(record)).eval()
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight.add_(torch.randn_like(weight) * 0.05)
+    return other
+
+
+def test_heads_of_an_open_clip_folder(lively: Any, lively_dir: Path, tmp_path: Path, assert_same: Same) -> None:
+    """ViT-H has heads of 80 channels, and says so in its vision_cfg."""
+    model = resized(
+        lively,
+        vision={"hidden_size": 320, "num_attention_heads": 4, "intermediate_size": 32},
+        text={"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 32},
+    )
+    config = {"vision_cfg": {"head_width": 80, "width": 320}, "text_cfg": {"heads": 2, "width": 64}}
+    source = open_clip_folder(tmp_path / "src", model, quick_gelu=True, **config)
+    tower.import_encoder(source, tmp_path / "out", files_from=lively_dir)
+    assert tower.load(tmp_path / "out").config.vision_config.num_attention_heads == 4
+    assert_same(tmp_path / "out", model)
+
+
+def test_heads_that_base_and_folder_say_differently(lively: Any, lively_dir: Path, tmp_path: Path) -> None:
+    source = open_clip_folder(tmp_path / "a", lively, quick_gelu=True, vision_cfg={"head_width": 16, "width": 32})
+    with pytest.raises(EncoderFormatError, match="gives the vision tower 2 heads, the base has 4"):
+        tower.import_encoder(source, tmp_path / "out", base=lively_dir)
+    source = open_clip_folder(tmp_path / "b", lively, quick_gelu=True, vision_cfg={"head_width": 24, "width": 32})
+    with pytest.raises(EncoderFormatError, match="head_width 24, its tensors have width 32"):
+        tower.import_encoder(source, tmp_path / "out", base=lively_dir)
+    source = open_clip_folder(tmp_path / "c", lively, quick_gelu=True, text_cfg={"no_causal_mask": True, "heads": 4})
+    with pytest.raises(EncoderFormatError, match="text_cfg has no_causal_mask True; only the architecture of OpenAI"):
+        tower.import_encoder(source, tmp_path / "out", base=lively_dir)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1280, 16), (1408, 16), (1664, 16)])
+def test_heads_of_a_bare_file_are_not_guessed(width: int, heads: int) -> None:
+    """The widths of ViT-H, g and bigG; width // 64 would be 20, 22 and 26."""
+    from llava_ohd.tower.openai_clip import _heads
+
+    with pytest.raises(EncoderFormatError, match=rf"width {width}, and nothing says its number of heads"):
+        _heads(width, None, None, "vision")
+    assert _heads(width, heads, None, "vision") == heads
+    assert [_heads(known, None, None, "vision") for known in (512, 768, 1024)] == [8, 12, 16]
 
 
 # --- faults

@@ -5,15 +5,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 from llava_ohd import tower
 from llava_ohd.errors import EncoderFormatError, ModelFormatError
 
 
-def other_encoder(source: Path, destination: Path, vision: dict[str, Any] | None = None) -> Path:
-    """An encoder with other weights, and with another vision config where one is given."""
+def other_encoder(
+    source: Path, destination: Path, vision: dict[str, Any] | None = None, pixels: dict[str, Any] | None = None
+) -> Path:
+    """An encoder with other weights, and with another vision config or preprocessing where one is given."""
     from transformers import CLIPConfig, CLIPModel
 
     record = json.loads((source / "config.json").read_text())
@@ -27,6 +31,8 @@ def other_encoder(source: Path, destination: Path, vision: dict[str, Any] | None
         text = file.read_text()
         if vision and file.name == "preprocessor_config.json":
             text = text.replace("32", str(vision.get("image_size", 32)))
+        if pixels and file.name == "preprocessor_config.json":
+            text = json.dumps(json.loads(text) | pixels)
         (files / file.name).write_text(text)
     tower.write(model, destination, files_from=files, name=destination.name, parents=[], config={})
     return destination
@@ -39,9 +45,9 @@ def another(tiny_encoder_dir: Path, tmp_path: Path) -> Path:
 
 def hf_llava(encoder: Path) -> Any:
     """The model of transformers around an encoder; its language model is random."""
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    vision = tower.vision_model(encoder)
+    vision = CLIPVisionModel.from_pretrained(encoder)  # not by the code under test
     width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
     text = LlamaConfig(vocab_size=64, num_hidden_layers=2, pad_token_id=0, **width)
     config = LlavaConfig(vision_config=vision.config, text_config=text, image_token_index=63, image_seq_length=16)
@@ -107,7 +113,7 @@ def test_swap_takes_the_activation_along(tiny_encoder_dir: Path, tmp_path: Path)
     quick = other_encoder(tiny_encoder_dir, tmp_path / "quick")
     assert tower.check(gelu).digest == tower.check(quick).digest
     model = hf_llava(quick)
-    with pytest.raises(EncoderFormatError, match=r"first config\.hidden_act"):
+    with pytest.raises(EncoderFormatError, match=r"digest \w+\): hidden_act is quick_gelu, not gelu\. The model"):
         tower.verify(model, gelu)
     tower.swap(model, gelu)
     assert model.config.vision_config.hidden_act == "gelu"
@@ -222,6 +228,146 @@ def test_models_without_a_tower_to_swap(tiny_encoder_dir: Path) -> None:
     for model, message in ((quantised, "quantised"), (empty, "meta device")):
         with pytest.raises(ModelFormatError, match=message):
             tower.swap(model, tiny_encoder_dir)
+
+
+@pytest.mark.parametrize("make", [hf_llava, LlavaLike])
+def test_a_partly_frozen_tower_stays_so(make: Any, tiny_encoder_dir: Path, another: Path) -> None:
+    model = make(tiny_encoder_dir)
+    for name, weight in live(model).named_parameters():
+        weight.requires_grad_("layers.2" in name)
+    before = [name for name, weight in live(model).named_parameters() if weight.requires_grad]
+    tower.swap(model, another)
+    assert [name for name, weight in live(model).named_parameters() if weight.requires_grad] == before
+    assert len(before) == 16
+
+
+@pytest.mark.parametrize("make", [hf_llava, LlavaLike])
+def test_types_follow_weight_by_weight(make: Any, tiny_encoder_dir: Path, another: Path) -> None:
+    model = make(tiny_encoder_dir).to(torch.bfloat16)
+    for name, module in live(model).named_modules():
+        if "norm" in name:
+            module.float()
+    before = {name: weight.dtype for name, weight in live(model).named_parameters()}
+    tower.swap(model, another)
+    assert {name: weight.dtype for name, weight in live(model).named_parameters()} == before
+    assert len(set(before.values())) == 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, about what peft calls
+def test_adapters_on_the_tower_are_not_thrown_away(tiny_encoder_dir: Path, another: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
+    model = peft.get_peft_model(hf_llava(tiny_encoder_dir), config)
+    before = {name: (weight.clone(), weight.requires_grad) for name, weight in model.named_parameters()}
+    with pytest.raises(ModelFormatError, match=r"adapters of peft \(.*base_layer.*merge_and_unload"):
+        tower.swap(model, another)
+    after = {name: (weight, weight.requires_grad) for name, weight in model.named_parameters()}
+    assert after.keys() == before.keys()
+    assert all(
+        torch.equal(before[name][0], now) and before[name][1] == trained for name, (now, trained) in after.items()
+    )
+    with pytest.raises(EncoderFormatError, match=r"weights differ.*adapters of peft are on it"):
+        tower.verify(model, tiny_encoder_dir)
+    tower.swap(model.merge_and_unload(), another)
+    words_only = peft.LoraConfig(target_modules=r".*language_model.*q_proj", r=2)
+    tower.swap(peft.get_peft_model(hf_llava(tiny_encoder_dir), words_only), another)
+
+
+def test_quantised_by_bitsandbytes(tiny_encoder_dir: Path, another: Path, tmp_path: Path) -> None:
+    """Its first weight, the class embedding, stays in floating point."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+
+    hf_llava(tiny_encoder_dir).save_pretrained(tmp_path / "llava")
+
+    def quantised(**more: Any) -> Any:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **more)
+        place = {"quantization_config": config, "device_map": {"": "cpu"}}
+        return LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava", **place)
+
+    model = quantised()
+    assert next(live(model).parameters()).is_floating_point()
+    with pytest.raises(
+        ModelFormatError, match=r"quantised \(.*is Params4bit of torch\.uint8\); load it with the tower left"
+    ):
+        tower.swap(model, another)
+    assert "Linear4bit" in {type(module).__name__ for module in live(model).modules()}
+    spared = quantised(llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"])
+    tower.swap(spared, another)
+
+
+def test_a_tower_that_is_partly_offloaded(tiny_encoder_dir: Path, another: Path) -> None:
+    model = hf_llava(tiny_encoder_dir)
+    live(model).get_submodule("vision_model" if hasattr(live(model), "vision_model") else "").encoder.layers[2].to(
+        "meta"
+    )
+    with pytest.raises(ModelFormatError, match=r"layers\.2.* is not in memory .*without offloading by device_map"):
+        tower.swap(model, another)
+
+
+# --- numbers that the type of the model cannot hold
+
+
+@pytest.mark.parametrize("make", [hf_llava, LlavaLike])
+def test_beyond_float16(make: Any, tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    loud: Any = tower.load(tiny_encoder_dir)
+    with torch.no_grad():
+        loud.vision_model.encoder.layers[0].mlp.fc1.weight[0, 0] = 1e5
+    tower.write(loud, tmp_path / "loud", files_from=tiny_encoder_dir, name="loud", parents=[], config={})
+    model = make(tiny_encoder_dir).half()
+    with pytest.raises(EncoderFormatError, match=r"fc1\.weight of the tower holds Inf.*float16.*bfloat16 or float32"):
+        tower.swap(model, tmp_path / "loud")
+    tower.verify(model, tiny_encoder_dir)  # the old one is still there
+    tower.swap(model.to(torch.bfloat16), tmp_path / "loud")
+    model.half()
+    with pytest.raises(EncoderFormatError, match="holds Inf"):
+        tower.verify(model, tmp_path / "loud")
+
+
+# --- pixels
+
+
+@pytest.fixture
+def grey(tiny_encoder_dir: Path, tmp_path: Path) -> Path:
+    """An encoder that was trained with another mean."""
+    return other_encoder(tiny_encoder_dir, tmp_path / "grey", pixels={"image_mean": [0.5] * 3})
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_other_pixels_in_the_original_layout(tiny_encoder_dir: Path, grey: Path, ready: bool) -> None:
+    """`image_processor`, which load_pretrained_model has given away, would be the old one."""
+    model = LlavaLike(tiny_encoder_dir, delay_load=not ready)
+    with pytest.raises(EncoderFormatError, match=r"image_mean \[0\.48.*\(the model's tower\) and \[0\.5, 0\.5, 0\.5\]"):
+        tower.swap(model, grey)
+    assert model.model.vision_tower.vision_tower_name == str(tiny_encoder_dir)
+    tower.swap(model, grey, preprocessing="changed")
+    assert list(model.model.vision_tower.image_processor.image_mean) == [0.5] * 3
+    tower.swap(LlavaLike(grey), grey)
+
+
+class Words:
+    """What a LlavaProcessor has of images."""
+
+    def __init__(self, image_processor: Any) -> None:
+        self.image_processor = image_processor
+
+
+@pytest.mark.parametrize("wrap", [Words, lambda processor: processor])
+def test_other_pixels_in_transformers(tiny_encoder_dir: Path, another: Path, grey: Path, wrap: Any) -> None:
+    model, inner = hf_llava(tiny_encoder_dir), tower.load_processor(tiny_encoder_dir)
+    with pytest.raises(EncoderFormatError, match=r"\(OpenAI's CLIP\) and .*is not known: give it by processor="):
+        tower.swap(model, grey)
+    with pytest.raises(EncoderFormatError, match=r"image_mean .*\(the processor\) and .*preprocessing='changed'"):
+        tower.swap(model, grey, processor=wrap(inner))
+    tower.verify(model, tiny_encoder_dir)
+    tower.swap(model, another, processor=wrap(inner))
+    tower.swap(model, grey, processor=wrap(inner), preprocessing="changed")
+    image = Image.fromarray(numpy.arange(3600, dtype=numpy.uint8).reshape(30, 40, 3))
+    expected = tower.process_images([image], tower.load_processor(grey))
+    assert torch.equal(tower.process_images([image], inner), expected)
+    tower.swap(model, grey, processor=wrap(inner))
+    with pytest.raises(ValueError, match="preprocessing is 'other'"):
+        tower.swap(model, grey, preprocessing="other")  # type: ignore[arg-type]
 
 
 def test_a_folder_that_changed_since_it_was_checked(tiny_encoder_dir: Path, tmp_path: Path) -> None:

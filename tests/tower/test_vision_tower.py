@@ -150,8 +150,12 @@ def test_encode_any_mode_in_the_towers_type(tiny_encoder_dir: Path) -> None:
     for mode in ("L", "RGBA", "P"):
         assert eyes.encode(picture(9, 7, mode)).shape == (1, 16, 32)
     assert eyes.encode(picture(9, 7)).dtype == torch.bfloat16
-    with pytest.raises(ImageError, match="no image was given"):
-        eyes.encode([])
+    for nothing, found in (([], "nothing"), (["photo.jpg"], "str"), (torch.zeros(3, 32, 32), "Tensor")):
+        with pytest.raises(ImageError, match=f"was given {found}; a list of Pillow images"):
+            eyes.encode(nothing)
+    eyes.image_processor = type("BaseImageProcessorFast", (), {"image_mean": [0.5] * 3})()
+    with pytest.raises(EncoderFormatError, match="resizes with torchvision"):
+        eyes.encode(picture(9, 7))
 
 
 # --- S2: the formula of its paper written out, one tile at a time
@@ -192,6 +196,12 @@ def test_s2_images_come_in_the_largest_size(tiny_encoder_dir: Path) -> None:
     assert eyes.image_processor(picture(50, 40), return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
     assert eyes.encode(picture(50, 40)).shape == (1, 16, 64)
     assert tower.load_processor(tiny_encoder_dir).crop_size["height"] == 32
+
+
+@pytest.mark.parametrize("scales", ["32;64", "32,", "", "32,0", "32,-64"])
+def test_s2_scales_that_are_no_sizes(tiny_encoder_dir: Path, scales: str) -> None:
+    with pytest.raises(EncoderFormatError, match=r"s2_scales is .*sizes in pixels with commas are expected, 336,672"):
+        tower.OHDVisionTower(tiny_encoder_dir, args(s2=True, s2_scales=scales), delay_load=True)
 
 
 def test_s2_of_another_size(tiny_encoder_dir: Path) -> None:
