@@ -333,4 +333,4 @@ def test_an_unknown_encoder_is_said_before_anything_else(
 ) -> None:
     with pytest.raises(SystemExit):
         _run(monkeypatch, "--encoder", "/wrong/path", "--set", "cifar10", "--data", tmp_path)
-    assert "unknown encoder '/wrong/path'" in capsys.readouterr().err
+    assert "error: EncoderNotFound: there is no folder /wrong/path" in capsys.readouterr().err
