@@ -107,6 +107,9 @@ def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") 
     model = tower.load(source.path).train()
     freeze(model, config.freeze, config.train_layers)
     lora = add_lora(model, config.lora_rank, config.lora_alpha, config.seed) if config.lora_rank else None
+    scale = model.logit_scale
+    if config.deepspeed:
+        scale.data = scale.data.view(1)  # DeepSpeed broadcasts bytes, and a scalar has no view of its bytes
     if _first():
         print("\n".join(what_trains(model)), flush=True)
     data, select = _data(config, source.path)
@@ -129,6 +132,7 @@ def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") 
     with arguments.main_process_first(desc="looking for checkpoints"):
         checkpoint = last_checkpoint(config.out, fingerprint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    scale.data = scale.data.view(())
     if trainer.is_world_process_zero():
         _write(config, settings, source, merge_lora(lora) if lora else model, curve(trainer.state.log_history))
     trainer.accelerator.wait_for_everyone()
@@ -168,18 +172,22 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
     return data, lambda model: accuracy(score(model, tokenizer, images, dev).cosines)
 
 
-def _prepare_deepspeed(file: str, on_gpu: bool) -> None:
-    """Refuses what does not work with CLIP, and keeps DeepSpeed from compiling an operation that gloo does without."""
+def _deepspeed(file: str, on_gpu: bool) -> dict[str, Any]:
+    """Returns DeepSpeed's settings, and keeps it from compiling an operation that gloo does without."""
     import deepspeed
 
-    stage = read_json(Path(file)).get("zero_optimization", {}).get("stage", 0)
-    if stage > 2:
+    settings: dict[str, Any] = read_json(Path(file))
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage", 0) > 2:
         raise DataFormatError(
-            f"--deepspeed {file} has ZeRO stage {stage}, which splits weights that the loss needs whole; at most 2 is "
-            "expected: give zero_configs/zero2.json"
+            f"--deepspeed {file} has ZeRO stage {zero['stage']}, which splits weights that the loss needs; at most "
+            "2 is expected: give zero_configs/zero2.json"
         )
+    if zero.get("reduce_bucket_size") == "auto":
+        zero["reduce_bucket_size"] = 1024**2  # numbers; HF's rule, width², which it cannot apply to two towers
     if not on_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return settings
 
 
 def _arguments(config: FinetuneConfig) -> "TrainingArguments":
@@ -187,8 +195,6 @@ def _arguments(config: FinetuneConfig) -> "TrainingArguments":
     from transformers import TrainingArguments
 
     on_gpu = torch.cuda.is_available()
-    if config.deepspeed:
-        _prepare_deepspeed(config.deepspeed, on_gpu)
     selection: dict[str, Any] = {
         "eval_strategy": "steps",
         "eval_steps": config.save_steps,
@@ -215,6 +221,6 @@ def _arguments(config: FinetuneConfig) -> "TrainingArguments":
         use_cpu=not on_gpu,
         report_to=config.report_to,
         ddp_find_unused_parameters=False,
-        deepspeed=config.deepspeed,
+        deepspeed=_deepspeed(config.deepspeed, on_gpu) if config.deepspeed else None,
         **(selection if config.dev else {}),
     )
