@@ -34,21 +34,27 @@ def has_processor(folder: Path) -> bool:
 
 @contextmanager
 def files_of(folder: Path) -> Iterator[Path]:
-    """Gives a folder with preprocessor_config.json: the same one, or a copy with what processor_config.json holds.
+    """Gives a folder with vocab.json, merges.txt and preprocessor_config.json: the same one, or a copy with them.
 
     Raises:
         EncoderFormatError: a file is damaged.
     """
-    inside = _inside(folder)
-    if inside is None or (folder / "preprocessor_config.json").is_file():
+    if all((folder / name).is_file() for name in ("vocab.json", "preprocessor_config.json")):
         yield folder
         return
     with TemporaryDirectory() as place:
+        copy = Path(place)
         for name in COPIED:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, Path(place) / name)
-        write_json(Path(place) / "preprocessor_config.json", inside)
-        yield Path(place)
+                shutil.copyfile(folder / name, copy / name)
+        add_vocabulary(copy)
+        inside = _inside(folder)
+        if inside is not None and not (copy / "preprocessor_config.json").is_file():
+            write_json(copy / "preprocessor_config.json", inside)
+        try:
+            yield copy
+        except EncoderFormatError as error:
+            raise EncoderFormatError(str(error).replace(place, str(folder))) from None
 
 
 def add_vocabulary(folder: Path) -> None:
