@@ -90,6 +90,32 @@ class FinetuneConfig:
         default=None,
         metadata=_help("OHD-Caps rows by whose accuracy the best checkpoint is chosen; images as --images"),
     )
+    freeze: list[Literal["vision", "text", "projections", "visual_projection", "text_projection", "logit_scale"]] = (
+        field(default_factory=list, metadata=_help("parts that do not train; LiT: vision visual_projection"))
+    )
+    train_layers: int | None = field(
+        default=None, metadata=_help("train only so many layers of each tower, the last ones, and what follows them")
+    )
+    lora_rank: int = field(
+        default=0, metadata=_help("train adapters of this rank instead of the weights; merged when written; 0 = off")
+    )
+    lora_alpha: int = field(default=16, metadata=_help("an adapter is scaled by this over its rank"))
+    layer_decay: float = field(
+        default=1.0, metadata=_help("a layer's rate is multiplied by this for every layer above it; 1 = off")
+    )
+    vision_rate: float | None = field(
+        default=None, metadata=_help("peak rate of the image tower and its projection; default: --learning_rate")
+    )
+    text_rate: float | None = field(
+        default=None, metadata=_help("peak rate of the text tower and its projection; default: --learning_rate")
+    )
+    chunk_size: int | None = field(
+        default=None,
+        metadata=_help("gradient caching: images at a time that are in memory, each computed twice; default: all"),
+    )
+    deepspeed: str | None = field(
+        default=None, metadata=_help("DeepSpeed's json, zero_configs/zero2.json; under torchrun or deepspeed")
+    )
     report_to: str = field(default="none", metadata=_help("none, tensorboard, wandb, ... (as in HF's Trainer)"))
 
 

@@ -8,6 +8,7 @@ Source: the idea of `local_loss` and `gather_with_grad` in mlfoundations/open_cl
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -73,8 +74,24 @@ def _everybodys(number: int, device: torch.device) -> list[int]:
     return [int(value) for value in found]
 
 
+class _Gather(torch.autograd.Function):
+    """Concatenates the tensors of all processes; torch's own with gradients is deprecated in one name or the other."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.rows = len(tensor)
+        parts = [torch.empty_like(tensor) for _ in range(ranks())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank() * ctx.rows :][: ctx.rows]
+
+
 def _gather(tensor: Tensor) -> Tensor:
     """Returns the tensors of all processes, one after the other along the first dimension, with gradients."""
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(tensor))
+    gathered: Tensor = _Gather.apply(tensor)
+    return gathered

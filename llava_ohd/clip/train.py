@@ -3,6 +3,7 @@
 Source: arXiv 2410.03176, section 5 "Training Details"; Yufang-Liu/clip_hallucination@8a748e6 finetune_clip/run.sh.
 """
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +52,16 @@ def finetune(config: FinetuneConfig) -> Path:
     if not _made_with(config.out, settings):
         _refuse_other(config.out, settings)
         _train(config, settings, source)
-    remove_checkpoints(config.out)
-    if config.register:
-        tower.register(config.name, config.out / "encoder")
+    if _first():
+        remove_checkpoints(config.out)
+        if config.register:
+            tower.register(config.name, config.out / "encoder")
     return config.out / "encoder"
+
+
+def _first() -> bool:
+    """Says whether this is the only process, or the one of a launched group that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _settings(config: FinetuneConfig, source: Path) -> dict[str, Any]:
@@ -93,36 +100,57 @@ def _refuse_other(out: Path, settings: dict[str, Any]) -> None:
 
 def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") -> None:
     from llava_ohd import tower
+    from llava_ohd.clip.parameters import add_lora, freeze, merge_lora, what_trains
     from llava_ohd.clip.trainer import FineTuner, OhdObjective, curve, last_checkpoint
 
-    model = tower.load(source.path)
+    arguments = _arguments(config)
+    model = tower.load(source.path).train()
+    freeze(model, config.freeze, config.train_layers)
+    lora = add_lora(model, config.lora_rank, config.lora_alpha, config.seed) if config.lora_rank else None
+    scale = model.logit_scale
+    if config.deepspeed:
+        scale.data = scale.data.view(1)  # DeepSpeed broadcasts bytes, and a scalar has no view of its bytes
+    if _first():
+        print("\n".join(what_trains(model)), flush=True)
     data, select = _data(config, source.path)
-    objective = OhdObjective(model.train(), loss_config(config))
+    arguments.dataloader_drop_last = len(data) >= config.batch_size * arguments.world_size
     fingerprint = sha256_json(settings)
     with storage_errors(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
+    rates = {"vision": config.vision_rate, "text": config.text_rate, "other": None}
     trainer = FineTuner(
-        objective,
-        _arguments(config, len(data)),
+        OhdObjective(model, loss_config(config), config.chunk_size, config.bf16),
+        arguments,
         fingerprint,
         select,
+        {tower: config.learning_rate if rate is None else rate for tower, rate in rates.items()},
+        config.layer_decay,
         train_dataset=data,
         eval_dataset=data if select else None,  # the Trainer wants one; `select` has the rows
         data_collator=data.collate,
     )
-    checkpoint = last_checkpoint(config.out, fingerprint)
+    with arguments.main_process_first(desc="looking for checkpoints"):
+        checkpoint = last_checkpoint(config.out, fingerprint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    scale.data = scale.data.view(())
     if trainer.is_world_process_zero():
-        write_json(config.out / "curve.json", curve(trainer.state.log_history))
-        tower.write(
-            model,
-            config.out / "encoder",
-            files_from=source.path,
-            name=config.name,
-            parents=[{"path": str(source.path), "digest": source.digest}],
-            config=settings,
-        )
+        _write(config, settings, source, merge_lora(lora) if lora else model, curve(trainer.state.log_history))
     trainer.accelerator.wait_for_everyone()
+    if arguments.world_size > 1:
+        trainer.accelerator.end_training()  # gloo's threads would spoil the exit status
+
+
+def _write(
+    config: FinetuneConfig, settings: dict[str, Any], source: "Encoder", model: Any, rows: list[dict[str, float]]
+) -> None:
+    from llava_ohd import tower
+    from llava_ohd.clip.model_card import write_card
+
+    write_json(config.out / "curve.json", rows)
+    parents = [{"path": str(source.path), "digest": source.digest}]
+    folder = config.out / "encoder"
+    tower.write(model, folder, files_from=source.path, name=config.name, parents=parents, config=settings)
+    write_card(folder)
 
 
 def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLIPModel], float] | None]":
@@ -136,7 +164,7 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
     tokenizer, processor = tower.load_tokenizer(source), tower.load_processor(source)
     rows = read_rows(config.data)
     pictures = Images(config.images, image_names(rows), processor)
-    data = OhdData(rows, pictures, tokenizer, config.negatives, config.seed)
+    data = OhdData(rows, pictures, tokenizer, config.negatives, config.seed, config.chunk_size)
     if config.dev is None:
         return data, None
     dev = read_rows(config.dev)
@@ -144,7 +172,25 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
     return data, lambda model: accuracy(score(model, tokenizer, images, dev).cosines)
 
 
-def _arguments(config: FinetuneConfig, rows: int) -> "TrainingArguments":
+def _deepspeed(file: str, on_gpu: bool) -> dict[str, Any]:
+    """Returns DeepSpeed's settings, and keeps it from compiling an operation that gloo does without."""
+    import deepspeed
+
+    settings: dict[str, Any] = read_json(Path(file))
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage", 0) > 2:
+        raise DataFormatError(
+            f"--deepspeed {file} has ZeRO stage {zero['stage']}, which splits weights that the loss needs; at most "
+            "2 is expected: give zero_configs/zero2.json"
+        )
+    if zero.get("reduce_bucket_size") == "auto":
+        zero["reduce_bucket_size"] = 1024**2  # numbers; HF's rule, width², which it cannot apply to two towers
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return settings
+
+
+def _arguments(config: FinetuneConfig) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
@@ -164,17 +210,17 @@ def _arguments(config: FinetuneConfig, rows: int) -> "TrainingArguments":
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        bf16=config.bf16,
         seed=config.seed,
         save_steps=config.save_steps,
         save_total_limit=2,  # the one before the last, should a kill spoil the last
         logging_steps=1,
         logging_nan_inf_filter=False,
-        dataloader_drop_last=rows >= config.batch_size,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=not on_gpu,
         report_to=config.report_to,
+        ddp_find_unused_parameters=False,
+        deepspeed=_deepspeed(config.deepspeed, on_gpu) if config.deepspeed else None,
         **(selection if config.dev else {}),
     )
