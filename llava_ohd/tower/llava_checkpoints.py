@@ -4,8 +4,8 @@ Its silent resets:
 
 - A checkpoint that holds tower weights. They are used only if its config.json says `unfreeze_mm_vision_tower: true`;
   else the folder that `mm_vision_tower` names is loaded over them, with a warning at most.
-- With that flag, whatever tower weights come along are used: half a tower, or for a LoRA or projector that has none,
-  the tower inside the base that it is loaded on.
+- With that flag, whatever tower weights come along are used: half a tower, or for a LoRA or projector without any, the
+  tower inside the base that it is loaded on.
 - Training from a base checkpoint whose config.json names tower A already, e.g. llava-v1.5-7b, with `--vision_tower B`:
   it trains with A and writes B into the result.
 
@@ -14,26 +14,18 @@ model/multimodal_encoder/clip_encoder.py @ c121f04.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatError, ModelNotFound
-from llava_ohd.files import read_json
+from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatError
 from llava_ohd.tower import hub
 from llava_ohd.tower.encoder_dir import Encoder, check
 from llava_ohd.tower.layouts import some
+from llava_ohd.tower.llava_files import is_full, read_llava_config, tower_weights, unlike
 from llava_ohd.tower.names import BUILT_IN, choices, resolve
-from llava_ohd.tower.weights import TOWER_PREFIX, read_weights, same_weight, weights_file
+from llava_ohd.tower.weights import TOWER_PREFIX, read_weights, weights_file
 
 __all__ = ["check_llava_base", "check_llava_checkpoint", "find_encoder"]
-
-_INSIDE = "vision_tower."
-_WHOLE = ("model*.safetensors", "pytorch_model*.bin")
-_BESIDE_A_BASE = ("non_lora_trainables.bin", "mm_projector.bin")
-_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-_TENSORS_OF_A_LANGUAGE_MODEL = "embed_tokens.weight"
 
 
 def find_encoder(name: str | Path, beside: str | Path | None = None) -> Path:
@@ -83,17 +75,17 @@ def check_llava_checkpoint(folder: str | Path, base: str | Path | None = None) -
         EncoderNotFound: the encoder that it names cannot be found.
         EncoderFormatError: that encoder is damaged.
     """
-    folder, config = _config(folder)
+    folder, config = read_llava_config(folder)
     if "mm_vision_tower" not in config:
         return None
-    inside, full = _tower_weights(folder)
+    full = is_full(folder)
     encoder = check(find_encoder(config["mm_vision_tower"], folder))
     if not config.get("unfreeze_mm_vision_tower"):
-        _check_ignored(folder, inside, encoder)
+        _check_ignored(folder, tower_weights(folder, everything=True), encoder)
         if base is not None and not full:
             _check_trained_on_own(folder, base, encoder)
         return encoder
-    if inside:
+    if inside := tower_weights(folder):
         _check_complete(folder, inside, encoder)
         return None
     if full:
@@ -106,7 +98,7 @@ def check_llava_checkpoint(folder: str | Path, base: str | Path | None = None) -
 
 
 def _check_ignored(folder: Path, inside: dict[str, torch.Tensor], encoder: Encoder) -> None:
-    if wrong := _unlike(inside, encoder):
+    if wrong := unlike(inside, encoder):
         raise ModelFormatError(
             f"{folder} holds the weights of another tower than {encoder.path} ({wrong}), which its config.json names; "
             "LLaVA would ignore them without a word. If they are meant, set unfreeze_mm_vision_tower to true in its "
@@ -116,12 +108,12 @@ def _check_ignored(folder: Path, inside: dict[str, torch.Tensor], encoder: Encod
 
 def _check_complete(folder: Path, inside: dict[str, torch.Tensor], encoder: Encoder) -> None:
     """With the flag, what is inside is laid over the named encoder, name by name."""
-    expected = {name for name in read_weights(weights_file(encoder.path)) if name.startswith(TOWER_PREFIX)}
-    if missing := sorted(expected - inside.keys()):
+    expected = _names(encoder)
+    if missing := _missing(inside, encoder):
         raise ModelFormatError(
             f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds {len(inside)} tensors of a "
-            f"tower that has {len(expected)}; missing: {some(missing)}. LLaVA would take those from {encoder.path}. "
-            "Save the checkpoint again with its whole tower, or set the flag to false, so that the encoder is used"
+            f"tower that has {len(expected)}; missing: {some(missing)}. LLaVA would take those from elsewhere. Save "
+            f"the checkpoint again with its whole tower, or set the flag to false, so that {encoder.path} is used"
         )
     if foreign := sorted(inside.keys() - expected):
         raise ModelFormatError(
@@ -130,16 +122,24 @@ def _check_complete(folder: Path, inside: dict[str, torch.Tensor], encoder: Enco
         )
 
 
+def _names(encoder: Encoder) -> set[str]:
+    return {name for name in read_weights(weights_file(encoder.path)) if name.startswith(TOWER_PREFIX)}
+
+
+def _missing(inside: dict[str, torch.Tensor], encoder: Encoder) -> list[str]:
+    return sorted(_names(encoder) - inside.keys())
+
+
 def _check_of_base(folder: Path, base: str | Path | None, encoder: Encoder) -> None:
     """With the flag and no tower inside, the tower weights of the base are laid over the named encoder."""
     if base is None:
         raise ModelFormatError(
             f"{folder}/config.json says unfreeze_mm_vision_tower, but the checkpoint holds no tower weights: LLaVA "
-            f"would use those of the base that it is loaded on. Give the base (base=...), or set the flag to "
-            f"false, so that {encoder.path} is used"
+            "would use those of the base that it is loaded on. Give the base (base=...), or set the flag to false, so "
+            f"that {encoder.path} is used"
         )
-    inside, _ = _tower_weights(_config(base)[0])
-    if wrong := _unlike(inside, encoder):
+    inside = tower_weights(read_llava_config(base)[0])
+    if wrong := unlike(inside, encoder):
         raise ModelFormatError(
             f"{folder}/config.json says unfreeze_mm_vision_tower and names {encoder.path}, but holds no tower weights: "
             f"LLaVA would use those inside the base {base}, which are another tower ({wrong}). Set the flag to false, "
@@ -150,9 +150,9 @@ def _check_of_base(folder: Path, base: str | Path | None, encoder: Encoder) -> N
 
 def _check_trained_on_own(folder: Path, base: str | Path, encoder: Encoder) -> None:
     """A base that uses its own tower weights was trained on with those, and the checkpoint must name the same."""
-    place, config = _config(base)
-    inside = _tower_weights(place)[0] if config.get("unfreeze_mm_vision_tower") else {}
-    if wrong := _unlike(inside, encoder):
+    place, config = read_llava_config(base)
+    inside = tower_weights(place) if config.get("unfreeze_mm_vision_tower") else {}
+    if wrong := unlike(inside, encoder):
         raise ModelFormatError(
             f"the base {base} uses the tower weights inside it (unfreeze_mm_vision_tower); {folder} on top of it would "
             f"be loaded with {encoder.path}, which is another tower ({wrong}). Make an encoder of the base's tower "
@@ -174,13 +174,18 @@ def check_llava_base(folder: str | Path, encoder: str | Path | Encoder) -> Encod
         EncoderFormatError: the encoder is damaged.
     """
     wanted = encoder if isinstance(encoder, Encoder) else check(find_encoder(encoder))
-    folder, config = _config(folder)
+    folder, config = read_llava_config(folder)
     named = config.get("mm_vision_tower")
     if named is None:
         return wanted
     if config.get("unfreeze_mm_vision_tower"):
-        inside, _ = _tower_weights(folder)
-        used = None if inside and not _unlike(inside, wanted) else "its own tower weights (unfreeze_mm_vision_tower)"
+        inside = tower_weights(folder)
+        same = (
+            inside
+            and not unlike(inside, wanted)
+            and (_missing(inside, wanted) == [] or _is_encoder(named, folder, wanted))
+        )
+        used = None if same else "its own tower weights (unfreeze_mm_vision_tower)"
     else:
         used = None if _is_encoder(named, folder, wanted) else str(named)
     if used:
@@ -192,47 +197,8 @@ def check_llava_base(folder: str | Path, encoder: str | Path | Encoder) -> Encod
     return wanted
 
 
-def _config(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ModelNotFound(f"{folder} is not a folder; give a checkpoint of LLaVA")
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ModelFormatError(f"{folder}/config.json holds {type(config).__name__}; an object is expected")
-    return folder, config
-
-
 def _is_encoder(named: str, folder: Path, wanted: Encoder) -> bool:
     try:
         return check(find_encoder(named, folder)).digest == wanted.digest
     except (EncoderNotFound, EncoderFormatError):
         return False
-
-
-def _tower_weights(folder: Path) -> tuple[dict[str, torch.Tensor], bool]:
-    """Returns the tower weights inside a checkpoint under an encoder's names, and whether it holds a language model."""
-    inside: dict[str, torch.Tensor] = {}
-    full = False
-    for file in sorted(file for pattern in (*_WHOLE, *_BESIDE_A_BASE, *_ADAPTER) for file in folder.glob(pattern)):
-        names, read = _open(file)
-        full = full or any(name.endswith(_TENSORS_OF_A_LANGUAGE_MODEL) for name in names)
-        for name in (name for name in names if _INSIDE in name and not name.endswith(".position_ids")):
-            inside[TOWER_PREFIX + name.rpartition(_INSIDE)[2].removeprefix(TOWER_PREFIX)] = read(name)
-    return inside, full
-
-
-def _open(file: Path) -> tuple[list[str], Any]:
-    if file.suffix == ".safetensors":
-        opened: Any = safe_open(file, framework="pt")
-        return list(opened.keys()), opened.get_tensor
-    weights = read_weights(file)
-    return list(weights), weights.__getitem__
-
-
-def _unlike(inside: dict[str, torch.Tensor], encoder: Encoder) -> str:
-    """Says in what tower weights differ from an encoder's; empty where they do not."""
-    stored = read_weights(weights_file(encoder.path))
-    for name, weight in sorted(inside.items()):
-        if name not in stored or not same_weight(weight, stored[name]):
-            return f"first difference in {name}"
-    return ""

@@ -2,23 +2,26 @@
 
     from llava_ohd import tower; tower.register_with_llava()      # before anything of llava is imported
 
-`register_with_llava` gives the original LLaVA our tower, and mends two of its silent resets (`llava_checkpoints`).
+`register_with_llava` gives the original LLaVA our tower, and mends its silent resets (`llava_checkpoints`).
 
 transformers has no register of names for `from_pretrained`, only of model types, so there is nothing to be entered
 into. `CLIPVisionModel.from_pretrained(tower.resolve("ours"))` and `tower.vision_model("ours")` need no registration and
 are the better way. `register_with_transformers` is for code that cannot be changed: it puts one step before
 `from_pretrained` of the CLIP and Auto classes, which replaces a known name by its folder and leaves all else alone.
 
-Source: LLaVA model/multimodal_encoder/builder.py, model/llava_arch.py @ c121f04.
+Source: LLaVA model/builder.py, model/multimodal_encoder/builder.py, model/llava_arch.py @ c121f04.
 """
 
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from llava_ohd.errors import ModelNotFound
+from llava_ohd.errors import ModelFormatError, ModelNotFound
+from llava_ohd.files import read_json
 from llava_ohd.tower.encoder_dir import check
 from llava_ohd.tower.llava_checkpoints import check_llava_checkpoint, find_encoder
 from llava_ohd.tower.names import choices, resolve
@@ -43,9 +46,8 @@ _NAMED_IN_TRANSFORMERS = (
     "CLIPVisionConfig",
     "CLIPVisionModel",
 )
-_checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
-"""What `load_pretrained_model` is loading: the config that reaches the tower may name the base of a LoRA instead."""
-
+_loading: ContextVar[Path | None] = ContextVar("_loading", default=None)
+"""The checkpoint that `load_pretrained_model` is loading; the model's config names only the base of a LoRA."""
 _undo_llava: list[Callable[[], None]] = []
 _undo_transformers: list[Callable[[], None]] = []
 
@@ -54,10 +56,12 @@ def register_with_llava() -> None:
     """Lets the original LLaVA take any encoder name, and never another tower than the one asked for.
 
     From now on in this process, its `build_vision_tower` returns an `OHDVisionTower` for `ours`, registered names, Hub
-    ids, and paths relative to the working directory or to the checkpoint (that of a LoRA, too); its
-    `load_pretrained_model` raises for a checkpoint, with the base it goes onto, whose tower weights would be ignored or
-    mixed; and `initialize_vision_modules` drops the tower of a base that names another one. Configs
-    then get the encoder's full path, so that LLaVA loads the result without this line too. A second call does nothing.
+    ids, and paths relative to the working directory or to the checkpoint; `load_pretrained_model` raises for a
+    checkpoint, also a LoRA or projector on its base, that would not get the tower it means (`check_llava_checkpoint`);
+    and `initialize_vision_modules` drops the tower of a base that names another one. Configs then get the encoder's
+    full path, so that LLaVA loads the result without this line too. A second call does nothing.
+
+    A Hub id given to `load_pretrained_model` is downloaded whole first, with the encoder that lies in it.
 
     Raises:
         ModelNotFound: the original code cannot be imported.
@@ -65,7 +69,7 @@ def register_with_llava() -> None:
     if _undo_llava:
         return
     try:
-        from llava.model import builder as loader
+        from llava.model import builder as models
         from llava.model import llava_arch
         from llava.model.multimodal_encoder import builder
     except ImportError as error:
@@ -74,7 +78,11 @@ def register_with_llava() -> None:
         ) from error
     for module in (builder, llava_arch):
         _replace(module, "build_vision_tower", _build_vision_tower, _undo_llava)
-    _replace(loader, "load_pretrained_model", _checked(loader.load_pretrained_model), _undo_llava)
+    load = models.load_pretrained_model
+    checked = _checked(load)
+    for module in list(sys.modules.values()):  # also where it was imported before
+        if getattr(module, "__dict__", {}).get("load_pretrained_model") is load:
+            _replace(module, "load_pretrained_model", checked, _undo_llava)
     meta = llava_arch.LlavaMetaModel
     _replace(meta, "initialize_vision_modules", _without_stale_tower(meta.initialize_vision_modules), _undo_llava)
 
@@ -115,30 +123,58 @@ def _replace(owner: Any, name: str, value: Any, undo: list[Callable[[], None]]) 
     setattr(owner, name, value)
 
 
+def _checked(load: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(load)
+    def load_pretrained_model(*arguments: Any, **named: Any) -> Any:
+        given = signature(load).bind(*arguments, **named)
+        place, base = given.arguments["model_path"], given.arguments["model_base"]
+        if "llava" not in given.arguments["model_name"].lower():
+            return load(*arguments, **named)
+        folder = _on_this_machine(place)
+        check_llava_checkpoint(folder, None if base is None else _on_this_machine(base))
+        given.arguments["model_path"] = str(folder)
+        before = _loading.set(folder)
+        try:
+            return load(*given.args, **given.kwargs)
+        finally:
+            _loading.reset(before)
+
+    return load_pretrained_model
+
+
+def _on_this_machine(checkpoint: str) -> Path:
+    """Returns the folder of a checkpoint; one on the Hub is downloaded whole, with the encoder that may lie in it."""
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint))
+    except Exception as error:  # whatever the network, the proxy or the Hub answers
+        raise ModelNotFound(
+            f"{checkpoint} is not a folder, and the Hub does not give it ({error}); download it and give its folder"
+        ) from error
+
+
 def _build_vision_tower(vision_tower_cfg: Any, **arguments: Any) -> OHDVisionTower:
     name = getattr(vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None))
-    loaded = _checkpoint.get()
-    checkpoint = loaded or Path(getattr(vision_tower_cfg, "_name_or_path", "") or ".")
-    if loaded is None and (checkpoint / "config.json").is_file() and arguments.get("delay_load"):
+    checkpoint = _loading.get() or Path(getattr(vision_tower_cfg, "_name_or_path", "") or ".")
+    if _loading.get() is None and arguments.get("delay_load") and (checkpoint / "config.json").is_file():
+        _check_config(vision_tower_cfg, checkpoint)
         check_llava_checkpoint(checkpoint)
     return OHDVisionTower(find_encoder(str(name), checkpoint), vision_tower_cfg, **arguments)
 
 
-def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def load_pretrained_model(model_path: Any, model_base: Any = None, *arguments: Any, **named: Any) -> Any:
-        folder = Path(str(model_path)).expanduser()
-        if not (folder / "config.json").is_file():
-            return original(model_path, model_base, *arguments, **named)
-        base = model_base if model_base is not None and (Path(str(model_base)) / "config.json").is_file() else None
-        check_llava_checkpoint(folder, base)
-        token = _checkpoint.set(folder)
-        try:
-            return original(model_path, model_base, *arguments, **named)
-        finally:
-            _checkpoint.reset(token)
-
-    return load_pretrained_model
+def _check_config(config: Any, checkpoint: Path) -> None:
+    """Finds a LoRA or projector on its base that was not loaded by our `load_pretrained_model`."""
+    stored = read_json(checkpoint / "config.json")
+    for key in ("mm_vision_tower", "unfreeze_mm_vision_tower"):
+        if (getattr(config, key, None) or None) != (stored.get(key) or None):
+            raise ModelFormatError(
+                f"{key} is {getattr(config, key, None)!r}, but {stored.get(key)!r} in {checkpoint}/config.json: "
+                "another checkpoint is being loaded on this one, by a load_pretrained_model that was imported before "
+                "register_with_llava(). Register first, so that the checkpoint can be looked at"
+            )
 
 
 def _without_stale_tower(original: Callable[..., None]) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 """A checkpoint of the original LLaVA that would be loaded with another tower than it should is refused beforehand."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,85 @@ def test_a_flag_without_weights(tiny_encoder_dir: Path, tmp_path: Path) -> None:
         tower.check_llava_checkpoint(folder)
 
 
+def beside_a_base(folder: Path, named: Path | str, inside: Path | None, only: str = "", **config: Any) -> Path:
+    """A LoRA checkpoint: adapter, and non_lora_trainables.bin with the projector and maybe tower weights."""
+    folder.mkdir()
+    record = {"model_type": "llava_llama", "mm_vision_tower": str(named), **config}
+    (folder / "config.json").write_text(json.dumps(record))
+    lora = {"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.zeros(2, 4)}
+    save_file(lora, folder / "adapter_model.safetensors")
+    weights = {"base_model.model.model.mm_projector.0.weight": torch.zeros(4, 4)}
+    if inside:
+        stored = load_file(inside / "model.safetensors")
+        prefix = "base_model.model.model.vision_tower.vision_tower."
+        weights |= {prefix + n: w for n, w in stored.items() if n.startswith("vision_model.") and only in n}
+    torch.save(weights, folder / "non_lora_trainables.bin")
+    return folder
+
+
+FLAG = {"unfreeze_mm_vision_tower": True}
+
+
+def test_the_flag_with_a_part_of_the_tower(tiny_encoder_dir: Path, another: Path, tmp_path: Path) -> None:
+    """The rest would come from elsewhere: the encoder, or the base."""
+    full = checkpoint(tmp_path / "full", tiny_encoder_dir, None, **FLAG)
+    file = full / "model-00001-of-00001.safetensors"
+    part = {f"model.vision_tower.vision_tower.{KEY}": load_file(another / "model.safetensors")[KEY]}
+    save_file(load_file(file) | part, file)
+    lora = beside_a_base(tmp_path / "lora", tiny_encoder_dir, another, only="post_layernorm", **FLAG)
+    for folder, count in ((full, 1), (lora, 2)):
+        with pytest.raises(
+            ModelFormatError, match=rf"holds {count} tensors of a tower that has 55; missing: vision_mod"
+        ):
+            tower.check_llava_checkpoint(folder)
+    whole = beside_a_base(tmp_path / "whole", tiny_encoder_dir, another, **FLAG)
+    assert tower.check_llava_checkpoint(whole) is None
+    extra = torch.load(whole / "non_lora_trainables.bin") | {"model.vision_tower.vision_tower.gate": torch.zeros(1)}
+    torch.save(extra, whole / "non_lora_trainables.bin")
+    with pytest.raises(ModelFormatError, match=r"does not have.*vision_model\.gate"):
+        tower.check_llava_checkpoint(whole)
+
+
+def test_the_flag_with_a_tower_in_a_file_that_is_not_read(tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    full = checkpoint(tmp_path / "full", tiny_encoder_dir, None, **FLAG)
+    stray = beside_a_base(tmp_path / "lora", tiny_encoder_dir, tiny_encoder_dir) / "non_lora_trainables.bin"
+    stray.rename(full / "non_lora_trainables.bin")
+    with pytest.raises(ModelFormatError, match="holds no tower weights"):
+        tower.check_llava_checkpoint(full)
+
+
+def test_a_lora_that_would_get_the_tower_of_its_base(tiny_encoder_dir: Path, another: Path, tmp_path: Path) -> None:
+    lora = beside_a_base(tmp_path / "lora", tiny_encoder_dir, None, **FLAG)
+    with pytest.raises(ModelFormatError, match=r"use those of the base.*Give the base \(base=\.\.\.\)"):
+        tower.check_llava_checkpoint(lora)
+    with pytest.raises(ModelFormatError, match=rf"use those inside the base .*, which are another tower .*{KEY}"):
+        tower.check_llava_checkpoint(lora, checkpoint(tmp_path / "a", another, another))
+    encoder = tower.check(tiny_encoder_dir)
+    assert tower.check_llava_checkpoint(lora, checkpoint(tmp_path / "b", another, tiny_encoder_dir)) == encoder
+    assert tower.check_llava_checkpoint(lora, checkpoint(tmp_path / "c", None, None)) == encoder
+
+
+def test_a_lora_trained_on_a_base_that_uses_its_own_tower(
+    tiny_encoder_dir: Path, another: Path, tmp_path: Path
+) -> None:
+    lora = beside_a_base(tmp_path / "lora", tiny_encoder_dir, None)
+    own = checkpoint(tmp_path / "own", tiny_encoder_dir, another, **FLAG)
+    assert tower.check_llava_checkpoint(lora) == tower.check(tiny_encoder_dir)
+    with pytest.raises(ModelFormatError, match=r"uses the tower weights inside it .*is another tower"):
+        tower.check_llava_checkpoint(lora, own)
+    ignored = checkpoint(tmp_path / "ignored", tiny_encoder_dir, another)
+    assert tower.check_llava_checkpoint(lora, ignored) == tower.check(tiny_encoder_dir)
+
+
+def test_an_encoder_beside_the_adapter(tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    """As in yfliu/llava_clip_ohd_caps_lora, whose encoder is its folder clip/."""
+    lora = beside_a_base(tmp_path / "lora", "./clip", None)
+    shutil.copytree(tiny_encoder_dir, lora / "clip")
+    encoder = tower.check_llava_checkpoint(lora)
+    assert encoder is not None
+    assert encoder.path == lora / "clip"
+
+
 def test_no_such_folders(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="is not a folder"):
         tower.check_llava_checkpoint(tmp_path / "nothing")
@@ -96,6 +176,16 @@ def test_base_without_a_tower(another: Path, tmp_path: Path) -> None:
 def test_base_that_uses_its_own_weights(tiny_encoder_dir: Path, another: Path, tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "a", another, tiny_encoder_dir, unfreeze_mm_vision_tower=True)
     tower.check_llava_base(base, tiny_encoder_dir)
+    with pytest.raises(ModelFormatError, match="its own tower weights"):
+        tower.check_llava_base(base, another)
+
+
+def test_base_with_a_part_of_a_tower(tiny_encoder_dir: Path, another: Path, tmp_path: Path) -> None:
+    """The rest comes from the encoder that it names."""
+    base = checkpoint(tmp_path / "a", tiny_encoder_dir, None, **FLAG)
+    file = base / "model-00001-of-00001.safetensors"
+    part = {f"model.vision_tower.vision_tower.{KEY}": load_file(another / "model.safetensors")[KEY]}
+    save_file(load_file(file) | part, file)
     with pytest.raises(ModelFormatError, match="its own tower weights"):
         tower.check_llava_base(base, another)
 

@@ -126,11 +126,12 @@ def load(_original_code: None) -> Callable[..., tuple[Any, Any, Any]]:
 
     The language model is in float16 there; the tower stays in float32, but gives its features in the images' type.
     """
-    from llava.mm_utils import get_model_name_from_path
-    from llava.model import builder
 
     def load(folder: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
+        from llava.mm_utils import get_model_name_from_path
+        from llava.model.builder import load_pretrained_model  # here: registration replaces it
+
         name = get_model_name_from_path(str(folder))
-        return builder.load_pretrained_model(str(folder), str(base) if base else None, name, device="cpu")[:3]
+        return load_pretrained_model(str(folder), str(base) if base else None, name, device="cpu")[:3]
 
     return load

@@ -103,6 +103,98 @@ def test_registered_code_refuses_both(trained: Trained, load: Any, other_encoder
         load(flag)
 
 
+# --- a LoRA or projector on a base
+
+
+def put_beside(folder: Path, encoder: Path) -> Path:
+    """Puts tower weights where a LoRA has what was trained beside it."""
+    stored = load_file(encoder / "model.safetensors")
+    inside = {f"base_model.model.{KEY}{name}": w for name, w in stored.items() if name.startswith("vision_model.")}
+    beside = torch.load(folder / "non_lora_trainables.bin")
+    torch.save(beside | inside, folder / "non_lora_trainables.bin")
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["lora", "projector"])
+def test_the_tower_of_the_base_overwrites(
+    trained: Trained,
+    load: Any,
+    tiny_encoder_dir: Path,
+    other_encoder_dir: Path,
+    tmp_path: Path,
+    stage: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    """The flag is set, the checkpoint holds no tower, the base holds another than the checkpoint names."""
+    folder = copy(trained[stage][0], tmp_path / f"llava-{stage}", unfreeze_mm_vision_tower=True)
+    base = put_inside(copy(trained["full"][0], tmp_path / "llava-base"), other_encoder_dir)
+    _, model, _ = load(folder, base)
+    tower.verify(model, other_encoder_dir)  # the reset
+    with pytest.raises(ModelFormatError, match="use those inside the base"):
+        tower.check_llava_checkpoint(folder, base)
+    request.getfixturevalue("_registered")
+    with pytest.raises(ModelFormatError, match="use those inside the base"):
+        load(folder, base)
+    put_inside(base, tiny_encoder_dir)
+    _, model, _ = load(folder, base)
+    tower.verify(model, tiny_encoder_dir)
+
+
+def test_a_tower_beside_a_lora(
+    trained: Trained,
+    load: Any,
+    tiny_llama_dir: Path,
+    tiny_encoder_dir: Path,
+    other_encoder_dir: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Ignored without the flag, used with it."""
+    folder = put_beside(copy(trained["lora"][0], tmp_path / "llava-lora"), other_encoder_dir)
+    flag = copy(folder, tmp_path / "llava-lora-flag", unfreeze_mm_vision_tower=True)
+    _, model, _ = load(folder, tiny_llama_dir)
+    tower.verify(model, tiny_encoder_dir)  # the reset
+    request.getfixturevalue("_registered")
+    with pytest.raises(ModelFormatError, match="would ignore them"):
+        load(folder, tiny_llama_dir)
+    _, model, _ = load(flag, tiny_llama_dir)
+    tower.verify(model, other_encoder_dir)
+
+
+@pytest.mark.parametrize("stage", ["lora", "projector"])
+def test_an_encoder_beside_a_lora(
+    trained: Trained,
+    load: Any,
+    tiny_llama_dir: Path,
+    tiny_encoder_dir: Path,
+    tmp_path: Path,
+    stage: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    """As in yfliu/llava_clip_ohd_caps_lora: the config names a folder relative to the checkpoint, not to the base."""
+    folder = copy(trained[stage][0], tmp_path / f"llava-{stage}", mm_vision_tower="./clip")
+    shutil.copytree(tiny_encoder_dir, folder / "clip")
+    with pytest.raises(ValueError, match="Unknown vision tower"):
+        load(folder, tiny_llama_dir)
+    request.getfixturevalue("_registered")
+    _, model, _ = load(folder, tiny_llama_dir)
+    tower.verify(model, folder / "clip")
+    assert model.get_vision_tower().vision_tower_name == str(folder / "clip")
+
+
+def test_a_loader_that_was_imported_before(trained: Trained, tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """It cannot be replaced where it is a local name, but what it loads is noticed."""
+    from llava.model.builder import load_pretrained_model
+
+    folder = copy(trained["lora"][0], tmp_path / "llava-lora")
+    tower.register_with_llava()
+    try:
+        with pytest.raises(ModelFormatError, match="imported before register_with_llava"):
+            load_pretrained_model(str(folder), str(tiny_llama_dir), "llava-lora", device="cpu")
+    finally:
+        tower.unregister_from_llava()
+
+
 # --- a base that names a tower already
 
 
@@ -216,12 +308,13 @@ def test_an_adapter_whose_tower_would_come_from_its_base(
 
 
 def test_unregistering_leaves_nothing_behind() -> None:
+    from llava.model import builder as models
     from llava.model import llava_arch
     from llava.model.multimodal_encoder import builder
 
     def state() -> tuple[Any, ...]:
         meta = llava_arch.LlavaMetaModel.initialize_vision_modules
-        return llava_arch.build_vision_tower, builder.build_vision_tower, meta
+        return llava_arch.build_vision_tower, builder.build_vision_tower, models.load_pretrained_model, meta
 
     before = state()
     tower.register_with_llava()
