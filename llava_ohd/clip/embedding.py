@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from llava_ohd import tower
@@ -50,9 +51,13 @@ class Images:
 
     def _open(self, index: int) -> Tensor:
         """Returns one image after resize and centre crop: uint8 (3, S, S)."""
-        image = tower.open_image(self._folder / self._names[index])
-        pixels = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+        pixels = self._processor(self._image(index), do_rescale=False, do_normalize=False, return_tensors="pt")[
+            "pixel_values"
+        ]
         return pixels[0].to(torch.uint8)
+
+    def _image(self, index: int) -> Image.Image:
+        return tower.open_image(self._folder / self._names[index])
 
 
 def encode_images(model: Any, pixel_values: Tensor) -> Tensor:
