@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 COMPLETE = "complete.json"
+_CARD = "README.md"  # a model card may be written anew when there are more results; the work is whole without it
 _WHY = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -261,7 +262,7 @@ def mark_complete(folder: Path, fingerprint: str) -> None:
     sizes = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != COMPLETE
+        if path.is_file() and path.name not in (COMPLETE, _CARD)
     }
     write_json(folder / COMPLETE, {"fingerprint": fingerprint, "files": sizes})
 
