@@ -1,4 +1,4 @@
-"""Times writing, checking and loading an encoder of the true size, and measures the memory that each needs.
+"""Times writing, checking, loading and swapping an encoder of the true size, and measures the memory of each.
 
 Input:   none; a random CLIP-L/14-336 (full CLIPModel, 428 million parameters) is made, without its tokenizer.
 Output:  benchmarks/results/tower_loading.json: per file type and step the seconds and the peak memory above the model.
@@ -6,8 +6,8 @@ Command: python benchmarks/tower_loading.py
 Cost:    about 5 minutes, 6 GB of memory, 3 GB of disk.
 
 Memory is the peak resident set of a process of its own (VmHWM), so it counts the mapped file as well. `above_model` is
-what a step needs beside what was there before it (a model to write) or what it returns (a loaded model):
-peak - before - returned. The target is 1.2 x the size of the file.
+what a step needs beside what was there before it (a model to write, a LLaVA to swap into, whose old tower is given up
+for the new one) or what it returns (a loaded model): peak - before - returned. The target is 1.2 x the file's size.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "tower_loading.json"
 TARGET = 1.2
+STEPS = ("write", "check", "load", "OHDVisionTower", "swap")
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
 VISION |= {"image_size": 336, "patch_size": 14, "projection_dim": 768}
 TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
@@ -72,9 +73,26 @@ def _step(step: str, folder: Path, dtype: str) -> dict[str, float]:
         return _measured(
             lambda: encoder_dir.write(model, folder, files_from=files, name="random", parents=[], config={})
         )
+    from llava_ohd import tower
+
     if step == "check":
         return _measured(lambda: encoder_dir.check(folder))
-    return _measured(lambda: encoder_dir.load(folder))
+    if step == "load":
+        return _measured(lambda: encoder_dir.load(folder))
+    if step == "OHDVisionTower":
+        return _measured(lambda: tower.OHDVisionTower.of(folder))
+    llava = _llava(dtype)
+    return _measured(lambda: tower.swap(llava, folder))
+
+
+def _llava(dtype: str) -> Any:
+    """Makes transformers' LLaVA with a tower of the true size and a language model of two small layers."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    text = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99)
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text, image_token_index=98)
+    return LlavaForConditionalGeneration(config).to(getattr(torch, dtype))
 
 
 def _run(step: str, folder: Path, dtype: str) -> dict[str, float]:
@@ -85,7 +103,7 @@ def _run(step: str, folder: Path, dtype: str) -> dict[str, float]:
 def main() -> None:
     """Measures all steps and writes the result, or, called by itself, measures one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step", choices=("write", "check", "load"), help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -99,7 +117,7 @@ def main() -> None:
     for dtype in ("float16", "float32"):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "encoder"
-            for step in ("write", "check", "load"):
+            for step in STEPS:
                 row = _run(step, folder, dtype)
                 size = (folder / "model.safetensors").stat().st_size
                 rows[f"{dtype}/{step}"] = row | {"file": size, "share": round(row["above_model"] / size, 3)}

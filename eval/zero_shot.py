@@ -19,7 +19,7 @@ Cost:     seconds on the embedded world; 10,000 images with ViT-B/32 about 10 mi
 import argparse
 from pathlib import Path
 
-from llava_ohd.errors import exit_on_error
+from llava_ohd.errors import DataFormatError, exit_on_error
 from llava_ohd.files import write_jsonl
 from llava_ohd.home import evaluation_folder, from_home, home
 from llava_ohd.results import write_results
@@ -48,8 +48,10 @@ def main() -> None:
         from llava_ohd import tower
         from llava_ohd.clip.zero_shot import metrics, predictions, read_set, recognise
 
-        encoder = tower.check(tower.resolve(given.encoder))
         source = given.data or given.instances
+        if not source.exists():
+            raise DataFormatError(f"{source} does not exist; give the data as --data or --instances")
+        encoder = tower.check(tower.resolve(given.encoder))
         out = given.out or evaluation_folder(given.encoder, "zero_shot", source != parser.get_default("instances"))
         data = read_set(given.set, source, given.images, tower.load_processor(encoder.path))
         found = recognise(tower.load(encoder.path), tower.load_tokenizer(encoder.path), data)

@@ -25,6 +25,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "is_complete",
+    "locked",
     "mark_complete",
     "read_json",
     "read_jsonl",
@@ -168,6 +169,22 @@ def remove_folder(path: Path) -> None:
         with suppress(FileNotFoundError):  # another process was faster
             path.replace(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process or thread at a time read and rewrite the file `path`.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    import fcntl
+
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llava_ohd.clip.train import FinetuneConfig, finetune
+from llava_ohd.clip.config import FinetuneConfig
+from llava_ohd.clip.train import finetune
 from llava_ohd.files import read_json, sha256_file, sha256_json, write_json
 from llava_ohd.home import home
 from llava_ohd.progress import track
+
+if TYPE_CHECKING:
+    from llava_ohd.clip.measuring import Measured
 
 __all__ = ["AblationConfig", "Variant", "run", "variants"]
 
@@ -24,7 +28,7 @@ MODES: tuple[Literal["paper", "released"], ...] = ("paper", "released")
 SIGNS = {"paper": "above", "released": "below"}
 """Where L_2 wants an edited caption, against other pairs of the batch: eq. 4, and what the released code does."""
 
-Measure = Callable[[Path], dict[str, float]]
+Measure = Callable[[Path], dict[str, Any]]
 
 
 def _help(text: str) -> dict[str, str]:
@@ -129,14 +133,25 @@ def run(config: AblationConfig, report: Callable[[list[dict[str, Any]]], None]) 
         EncoderNotFound, EncoderFormatError, DataFormatError, ImageError, StorageError, StageFailed: as `finetune`.
     """
     from llava_ohd import tower
+    from llava_ohd.clip.measuring import measuring
 
-    measure = _Measure(config)
     stock = tower.resolve(config.encoder)
-    rows = [{"variant": "stock", "seed": None, "changes": {}, **measure(stock)}]
+    reached = measuring(stock, config.test, config.images, "world", config.instances)
+
+    def measure(encoder: Path) -> dict[str, Any]:
+        return _row(reached(tower.load(encoder)))
+
+    rows: list[dict[str, Any]] = [{"variant": "stock", "seed": None, "changes": {}, **measure(stock)}]
     for seed, variant in track(list(product(config.seeds, variants(config))), "ablating the loss"):
         rows.append(_run(config, variant, seed, measure))
         report(rows)
     return rows
+
+
+def _row(measured: "Measured") -> dict[str, Any]:
+    caption, kind = measured.ohd_caps, measured.zero_shot
+    numbers = {"accuracy": caption.value, "shuffled": measured.shuffled, "n": caption.n}
+    return numbers | {"zero_shot": kind.value, "zero_shot_n": kind.n}
 
 
 def _run(config: AblationConfig, variant: Variant, seed: int, measure: Measure) -> dict[str, Any]:
@@ -182,36 +197,3 @@ def _training(config: AblationConfig, variant: Variant, seed: int, folder: Path)
 def _parts(curve: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = ("loss", "contrastive", "margin1", "margin2", "scale")
     return {name: sum(point[name] for point in curve) / len(curve) for name in names}
-
-
-class _Measure:
-    """Measures encoders of one geometry on rows and images that are read once."""
-
-    def __init__(self, config: AblationConfig) -> None:
-        from llava_ohd import tower
-        from llava_ohd.clip.batching import image_names
-        from llava_ohd.clip.embedding import Images
-        from llava_ohd.clip.zero_shot import read_kinds
-        from llava_ohd.ohd_caps.readers import read_rows
-
-        source = tower.resolve(config.encoder)
-        self._tokenizer, processor = tower.load_tokenizer(source), tower.load_processor(source)
-        self._rows, (self._objects, self._kinds) = read_rows(config.test), read_kinds(config.instances)
-        self._row_images = Images(config.images, image_names(self._rows), processor)
-        self._object_images = Images(config.images, [image.image for image in self._objects], processor)
-
-    def __call__(self, encoder: Path) -> dict[str, float]:
-        from llava_ohd import tower
-        from llava_ohd.clip.accuracy import accuracy, score
-        from llava_ohd.clip.zero_shot import metrics, recognise
-
-        model = tower.load(encoder)
-        scores = score(model, self._tokenizer, self._row_images, self._rows)
-        found = metrics(recognise(model, self._tokenizer, self._object_images, self._objects, self._kinds))
-        return {
-            "accuracy": accuracy(scores.cosines),
-            "shuffled": accuracy(scores.shuffled),
-            "n": len(self._rows),
-            "zero_shot": found[0].value,
-            "zero_shot_n": found[0].n,
-        }

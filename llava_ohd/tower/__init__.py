@@ -14,7 +14,8 @@ Needs python >= 3.10, torch >= 2.1, transformers >= 4.37, and imports them at th
 
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.tower.names import model_for, register, registered, resolve
+from llava_ohd.tower.names import resolve
+from llava_ohd.tower.registry import model_for, register, registered
 
 if TYPE_CHECKING:
     from llava_ohd.tower.comparing import Difference, compare

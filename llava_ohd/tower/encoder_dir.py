@@ -8,6 +8,7 @@ weights with only a warning. Here, everything that does not fit raises.
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from llava_ohd.tower.checks import (
     empty_model,
     read_config,
 )
+from llava_ohd.tower.every_version import add_vocabulary
 from llava_ohd.tower.record import COPIED, FORMAT, check_record, file_sums
 from llava_ohd.tower.shadows import check_shadows
 from llava_ohd.tower.tokenizer import check_tokenizer
@@ -83,8 +85,7 @@ def write(
         StorageError: no room, not writable, or `destination` holds something else than an encoder.
     """
     destination = Path(destination).resolve()
-    free = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
-    if not free and not (destination / "ohd.json").is_file():
+    if _is_something_else(destination) and _is_something_else(destination):  # twice: another writer may replace it
         raise StorageError(f"{destination} holds something else than an encoder, which would be lost; choose another")
     weights = {key: weight for key, weight in model.state_dict().items() if not key.endswith(".position_ids")}
     digest = tower_digest(weights)
@@ -93,6 +94,7 @@ def write(
         for file in COPIED:
             if (Path(files_from) / file).is_file():
                 shutil.copyfile(Path(files_from) / file, folder / file)
+        add_vocabulary(folder)
         write_weights(folder / "model.safetensors", weights)
         record = {"format": FORMAT, "kind": "encoder", "name": name, "digest": digest}
         record |= {"file_sha256": sha256_file(folder / "model.safetensors"), "files": file_sums(folder)}
@@ -105,6 +107,16 @@ def write(
                 f"nothing was written: {str(error).replace(str(folder), str(destination))}"
             ) from None
     return digest
+
+
+def _is_something_else(destination: Path) -> bool:
+    try:
+        names = os.listdir(destination)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
+    return bool(names) and "ohd.json" not in names
 
 
 def check(path: str | Path) -> Encoder:

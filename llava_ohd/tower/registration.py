@@ -1,6 +1,6 @@
 """Makes encoder names known inside other code, by one line; each is undone by its counterpart.
 
-    from llava_ohd import tower; tower.register_with_llava()      # before train() or load_pretrained_model()
+    from llava_ohd import tower; tower.register_with_llava()      # before anything of llava is imported
 
 `register_with_llava` gives the original LLaVA our tower, and mends two of its silent resets (`llava_checkpoints`).
 
@@ -13,6 +13,7 @@ Source: LLaVA model/multimodal_encoder/builder.py, model/llava_arch.py @ c121f04
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ _NAMED_IN_TRANSFORMERS = (
     "CLIPVisionConfig",
     "CLIPVisionModel",
 )
+_checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
+"""What `load_pretrained_model` is loading: the config that reaches the tower may name the base of a LoRA instead."""
+
 _undo_llava: list[Callable[[], None]] = []
 _undo_transformers: list[Callable[[], None]] = []
 
@@ -50,8 +54,9 @@ def register_with_llava() -> None:
     """Lets the original LLaVA take any encoder name, and never another tower than the one asked for.
 
     From now on in this process, its `build_vision_tower` returns an `OHDVisionTower` for `ours`, registered names, Hub
-    ids, and paths relative to the working directory or to the checkpoint; it raises for a checkpoint whose own tower
-    weights would be ignored; and `initialize_vision_modules` drops the tower of a base that names another one. Configs
+    ids, and paths relative to the working directory or to the checkpoint (that of a LoRA, too); its
+    `load_pretrained_model` raises for a checkpoint, with the base it goes onto, whose tower weights would be ignored or
+    mixed; and `initialize_vision_modules` drops the tower of a base that names another one. Configs
     then get the encoder's full path, so that LLaVA loads the result without this line too. A second call does nothing.
 
     Raises:
@@ -60,6 +65,7 @@ def register_with_llava() -> None:
     if _undo_llava:
         return
     try:
+        from llava.model import builder as loader
         from llava.model import llava_arch
         from llava.model.multimodal_encoder import builder
     except ImportError as error:
@@ -68,6 +74,7 @@ def register_with_llava() -> None:
         ) from error
     for module in (builder, llava_arch):
         _replace(module, "build_vision_tower", _build_vision_tower, _undo_llava)
+    _replace(loader, "load_pretrained_model", _checked(loader.load_pretrained_model), _undo_llava)
     meta = llava_arch.LlavaMetaModel
     _replace(meta, "initialize_vision_modules", _without_stale_tower(meta.initialize_vision_modules), _undo_llava)
 
@@ -110,10 +117,28 @@ def _replace(owner: Any, name: str, value: Any, undo: list[Callable[[], None]]) 
 
 def _build_vision_tower(vision_tower_cfg: Any, **arguments: Any) -> OHDVisionTower:
     name = getattr(vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None))
-    checkpoint = Path(getattr(vision_tower_cfg, "_name_or_path", "") or ".")
-    if (checkpoint / "config.json").is_file() and arguments.get("delay_load"):
+    loaded = _checkpoint.get()
+    checkpoint = loaded or Path(getattr(vision_tower_cfg, "_name_or_path", "") or ".")
+    if loaded is None and (checkpoint / "config.json").is_file() and arguments.get("delay_load"):
         check_llava_checkpoint(checkpoint)
     return OHDVisionTower(find_encoder(str(name), checkpoint), vision_tower_cfg, **arguments)
+
+
+def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def load_pretrained_model(model_path: Any, model_base: Any = None, *arguments: Any, **named: Any) -> Any:
+        folder = Path(str(model_path)).expanduser()
+        if not (folder / "config.json").is_file():
+            return original(model_path, model_base, *arguments, **named)
+        base = model_base if model_base is not None and (Path(str(model_base)) / "config.json").is_file() else None
+        check_llava_checkpoint(folder, base)
+        token = _checkpoint.set(folder)
+        try:
+            return original(model_path, model_base, *arguments, **named)
+        finally:
+            _checkpoint.reset(token)
+
+    return load_pretrained_model
 
 
 def _without_stale_tower(original: Callable[..., None]) -> Callable[..., None]:

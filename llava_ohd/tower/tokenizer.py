@@ -54,12 +54,12 @@ def check_tokenizer(folder: Path, text: Any) -> None:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second counts more
         if (folder / name).is_file():
             settings |= read_object(folder / name, "damaged tokenizer")
-    end = settings.get("eos_token") or _END_OF_TEXT
-    end = end.get("content") if isinstance(end, dict) else end
+    token = settings.get("eos_token") or _END_OF_TEXT
+    end = str(token.get("content") if isinstance(token, dict) else token)
     for name in ("tokenizer.json", "vocab.json"):
         if (folder / name).is_file():
             pieces = _pieces(folder / name)
-            _compare(folder, max(pieces.values(), default=-1) + 1, pieces.get(str(end)), text)
+            _compare(folder, max(pieces.values(), default=-1) + 1, pieces.get(end), text)
     length = settings.get("model_max_length", text.max_position_embeddings)
     if isinstance(length, bool) or not isinstance(length, int | float) or length < text.max_position_embeddings:
         raise EncoderFormatError(

@@ -460,6 +460,23 @@ def test_write_replaces_an_encoder_but_nothing_else(tiny_encoder_dir: Path, enco
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
+def test_a_destination_that_another_writer_is_replacing(
+    tiny_encoder_dir: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen half removed, then gone: not taken for a folder of something else."""
+    seen = iter([["config.json"]])
+
+    def listdir(_: Path) -> list[str]:
+        if names := next(seen, None):
+            return names
+        raise FileNotFoundError
+
+    monkeypatch.setattr("llava_ohd.tower.encoder_dir.os.listdir", listdir)
+    tower.write(tower.load(tiny_encoder_dir), encoder, files_from=tiny_encoder_dir, name="e", parents=[], config={})
+    monkeypatch.undo()
+    assert tower.check(encoder).name == "e"
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

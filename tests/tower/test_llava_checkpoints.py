@@ -74,7 +74,7 @@ def test_a_flag_without_weights(tiny_encoder_dir: Path, tmp_path: Path) -> None:
 def test_no_such_folders(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="is not a folder"):
         tower.check_llava_checkpoint(tmp_path / "nothing")
-    with pytest.raises(EncoderNotFound, match="there is no folder"):
+    with pytest.raises(EncoderNotFound, match="there is no folder /gone/clip"):
         tower.check_llava_checkpoint(checkpoint(tmp_path / "a", "/gone/clip", None))
 
 

@@ -127,10 +127,10 @@ def load(_original_code: None) -> Callable[..., tuple[Any, Any, Any]]:
     The language model is in float16 there; the tower stays in float32, but gives its features in the images' type.
     """
     from llava.mm_utils import get_model_name_from_path
-    from llava.model.builder import load_pretrained_model
+    from llava.model import builder
 
     def load(folder: Path, base: Path | None = None) -> tuple[Any, Any, Any]:
         name = get_model_name_from_path(str(folder))
-        return load_pretrained_model(str(folder), str(base) if base else None, name, device="cpu")[:3]
+        return builder.load_pretrained_model(str(folder), str(base) if base else None, name, device="cpu")[:3]
 
     return load
