@@ -20,6 +20,7 @@ LLAVA_SPEC := transformers==4.37.2 tokenizers==0.15.1 accelerate==0.21.0 peft==0
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (1.9 GB, a minute or two)"
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)  # Debian: package python3-venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "$(SPEC)"

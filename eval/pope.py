@@ -26,7 +26,9 @@ from llava_ohd.results import write_results
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out")
+    parser.add_argument(
+        "--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out"
+    )
     parser.add_argument("--model", type=Path, help="LLaVA model folder (default: the one registered for the encoder)")
     parser.add_argument("--set", default="world", help="world, or a folder with pope/ and images/ (default: world)")
     parser.add_argument("--prefix", default="", help="how the question files begin, where pope/ holds several sets")

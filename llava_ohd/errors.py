@@ -8,6 +8,7 @@ LlavaOhdError
 ├── DataFormatError      an input file is missing, empty, or not in the documented format
 ├── ImageError           an image is missing, truncated, or cannot be decoded
 ├── AnswersMismatch      answers do not belong to the questions: missing, extra, duplicate
+├── MissingDependency    an optional package, or data of one, is not installed
 ├── StorageError         the disk is full or not writable; nothing half-written is left behind
 └── StageFailed          a stage of a longer job stopped; names the log and the command that resumes
 """
@@ -19,6 +20,7 @@ __all__ = [
     "EncoderNotFound",
     "ImageError",
     "LlavaOhdError",
+    "MissingDependency",
     "ModelFormatError",
     "ModelNotFound",
     "StageFailed",
@@ -61,6 +63,10 @@ class ImageError(LlavaOhdError):
 
 class AnswersMismatch(LlavaOhdError):
     """Answers do not belong to the questions: missing, extra, or duplicate."""
+
+
+class MissingDependency(LlavaOhdError):
+    """An optional package, or data of one, is not installed."""
 
 
 class StorageError(LlavaOhdError):

@@ -5,9 +5,13 @@ or a full disk the old file is still there or none is. A folder of several files
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +25,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "is_complete",
+    "locked",
     "mark_complete",
     "read_json",
     "read_jsonl",
@@ -34,6 +39,7 @@ __all__ = [
 ]
 
 COMPLETE = "complete.json"
+_CARD = "README.md"  # a model card may be written anew when there are more results; the work is whole without it
 _WHY = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -75,12 +81,30 @@ def _storage_reason(error: Exception) -> str | None:
 
 
 def _temporary(path: Path) -> Path:
-    """Returns this process's temporary name for `path`, and removes what killed writers of it left behind."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
-        process = left.name.split(".")[-2]
-        if process.isdigit() and (int(process) == os.getpid() or not Path(f"/proc/{process}").exists()):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Returns a new temporary name for `path`, and removes what killed writers on this machine left behind.
+
+    The name holds machine, process and a random part: threads, and machines that share a disk, never meet.
+    """
+    start = f".{path.name}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.part"):
+        parts = left.name.removeprefix(start).split(".")  # a longer name belongs to a file whose name begins like this
+        if len(parts) == 4 and parts[0] == _machine() and parts[1].isdigit() and not _is_running(int(parts[1])):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{start}{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _machine() -> str:
+    return re.sub(r"[^\w-]", "-", platform.node())
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @contextmanager
@@ -145,6 +169,22 @@ def remove_folder(path: Path) -> None:
         with suppress(FileNotFoundError):  # another process was faster
             path.replace(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lets one process or thread at a time read and rewrite the file `path`.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+    """
+    import fcntl
+
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -239,7 +279,7 @@ def mark_complete(folder: Path, fingerprint: str) -> None:
     sizes = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != COMPLETE
+        if path.is_file() and path.name not in (COMPLETE, _CARD)
     }
     write_json(folder / COMPLETE, {"fingerprint": fingerprint, "files": sizes})
 

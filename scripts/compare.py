@@ -6,7 +6,7 @@ Inputs   per side one folder per seed, as the evaluations write them:
 Outputs  OUT/results.json (every number), OUT/table.md, OUT/report.html (one file, nothing is loaded from elsewhere).
 Refuses  other rules, sets, settings, images; incomplete runs; metrics that do not follow from the answers beside them.
 
-    python scripts/compare.py --ours runs/eval/ours --stock runs/eval/openai --out runs/report
+    python scripts/compare.py --ours runs/eval/ours --stock runs/eval/openai --out runs/compare
 
 Cost: seconds, no GPU.
 """
@@ -14,7 +14,7 @@ Cost: seconds, no GPU.
 import argparse
 from pathlib import Path
 
-from llava_ohd.errors import exit_on_error
+from llava_ohd.errors import DataFormatError, exit_on_error
 from llava_ohd.files import write_json, write_text
 from llava_ohd.home import home
 
@@ -29,7 +29,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--data", type=Path, default=world, help="folder with pope/, annotations/, synonyms.txt, images/"
+        "--data",
+        type=Path,
+        default=world,
+        help=f"folder with pope/, annotations/, synonyms.txt, images/ (default: {world})",
     )
     parser.add_argument("--split", default="test", help="annotations that CHAIR is scored with")
     parser.add_argument("--questions", type=Path, help="folder of POPE's questions (default: DATA/pope)")
@@ -46,6 +49,8 @@ def main() -> None:
     with exit_on_error():
         from llava_ohd.report import benchmarks, comparison, gallery, page, table
 
+        if same := {a.resolve() for a in options.ours} & {b.resolve() for b in options.stock}:
+            raise DataFormatError(f"{min(same)} is given on both sides; give the folder of another encoder as --stock")
         truth = benchmarks.read_truth(options.data, options.split, options.questions)
         pairs = comparison.read_pairs(options.ours, options.stock, truth)
         record = comparison.compare(pairs, resamples=options.resamples)
@@ -60,7 +65,7 @@ def main() -> None:
         page.write_page(options.out / "report.html", record, extras)
         print(table.plain(record), end="\n\n")
         print(*[f"missing: {text}" for text in pairs.missing], table.headline(record), sep="\n")
-        print(f"\nresults: {options.out / 'results.json'}\nreport:  {(options.out / 'report.html').resolve()}")
+        print(f"\nresults: {options.out / 'results.json'}\nreport:  {options.out / 'report.html'}")
 
 
 if __name__ == "__main__":

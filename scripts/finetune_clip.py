@@ -1,11 +1,13 @@
 """Fine-tunes an encoder on OHD-Caps: `openai` becomes `ours`.
 
 Inputs:  an encoder (name or folder), rows with negative captions (scripts/build_ohd_caps.py), their images.
-Outputs: OUT/encoder (the new encoder folder, registered as NAME), OUT/curve.json (loss and its parts per step).
+Outputs: OUT/encoder (the new encoder folder with its model card, registered as NAME), OUT/curve.json (loss and its
+         parts per step).
 Command: python scripts/finetune_clip.py --max_steps 240
 Cost:    on the embedded world about 3 minutes on 2 cores, 2 GB. OpenAI's ViT-L/14-336 on the paper's 16,000 images
          wants a GPU: --encoder openai --data all_train.json --images coco --learning_rate 1e-6 --epochs 10
          --batch_size 14 --bf16. Several GPUs: torchrun --nproc-per-node N scripts/finetune_clip.py ...
+         (DDP; with --deepspeed zero_configs/zero2.json ZeRO-2).
 
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 Source:  arXiv 2410.03176; --loss released computes what the authors' code does instead of what the paper prints.

@@ -56,7 +56,8 @@ def main() -> None:
         seconds = sum(row["seconds"] for row in timings.values())
         memory = max(row["peak_mib"] for row in timings.values())
         for table in sorted(out.glob("report*/table.md")):
-            print(f"\n{table.read_text()}")
+            head, _, _ = table.read_text().partition("\n## All metrics")
+            print(f"\n{head.rstrip()}\n\nall metrics: {table}\n")
         if given.photos:
             print(
                 "Near chance: the encoder learned from a thousand photos only. What counts here is that all stages ran."

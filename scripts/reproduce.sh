@@ -18,6 +18,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+    sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0"
+    exit
+elif [[ -n "${1:-}" && "$1" != --tiny ]]; then
+    echo "error: $1 is not known; --tiny or nothing is expected, --help says more" >&2
+    exit 2
+fi
 if [[ "${1:-}" == --tiny ]]; then
     export LLAVA_OHD_HOME=${LLAVA_OHD_HOME:-$PWD/runs/tiny} DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
     DATA=$LLAVA_OHD_HOME/world SIZE=mini GPUS=2 STOCK=world-openai LANGUAGE_MODEL=llava_ohd/world/assets/mini_llama

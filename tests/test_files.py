@@ -1,6 +1,7 @@
 """Files appear whole or not at all, and bad ones are named."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from llava_ohd.files import (
     write_jsonl,
 )
 
+DEAD = 2**22 - 1  # above every process number of this machine
+
 
 def test_a_folder_that_is_being_removed_is_no_longer_under_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -28,6 +31,7 @@ def test_a_folder_that_is_being_removed_is_no_longer_under_its_name(
         (new / "annotations").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(files.os, "getpid", lambda: DEAD)
         remove_folder(folder)
     assert not folder.exists()
     assert len(list(tmp_path.iterdir())) == 1
@@ -86,13 +90,39 @@ def test_an_interrupted_folder_does_not_appear(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    dead = 2**22 - 1  # above every process number of this machine
-    (tmp_path / f".x.{dead}.part").write_text("half")
-    (tmp_path / ".x.1.part").write_text("of a living process")
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.platform, "node", lambda: "node-7.cluster")
+    kept = {
+        ".x.node-7-cluster.1.ab.part": "of a living process",
+        f".x.node-8-cluster.{DEAD}.ab.part": "of another machine, where that process may live",
+        f".x.old.node-7-cluster.{DEAD}.ab.part": "of the file x.old",
+    }
+    for name in (*kept, f".x.node-7-cluster.{DEAD}.ab.part"):
+        (tmp_path / name).write_text("half")
     with atomic_path(tmp_path / "x") as temporary:
         temporary.write_text("whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"x", ".x.1.part"}
+    assert {path.name for path in tmp_path.iterdir()} == {"x", *kept}
+
+
+def test_threads_that_write_one_folder(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            with atomic_folder(tmp_path / "d") as new:
+                for name in "ab":
+                    write_json(new / name, number)
+                    write_json(tmp_path / "file", number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert read_json(tmp_path / "d" / "a") == read_json(tmp_path / "d" / "b")
+    assert {path.name for path in tmp_path.iterdir()} == {"d", "file"}
+
+
+def test_a_name_with_wildcards_touches_no_other(tmp_path: Path) -> None:
+    other = tmp_path / f".xy.{files._machine()}.{DEAD}.ab.part"
+    other.write_text("half")
+    write_json(tmp_path / "x*", 1)
+    assert other.exists()
 
 
 @pytest.mark.parametrize(

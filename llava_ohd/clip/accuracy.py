@@ -1,17 +1,19 @@
 """Caption accuracy on OHD-Caps: does an encoder prefer the caption to all of its negatives?
 
 The released code moves the right caption to index 0 and takes the argmax, so that exact ties count as right; here they
-never do. Beside it stands the accuracy with another row's image, which is what the captions alone give away.
+never do. Beside it stand two controls that use the text tower alone, each caption compared with a wrong image: that of
+another row, and the mean of all images. What they reach is no understanding of the image.
 
 Source: arXiv 2410.03176, section 3; Yufang-Liu/clip_hallucination@8a748e6 aro_datasets.py.
 """
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from llava_ohd.clip.batching import image_names
@@ -20,6 +22,8 @@ from llava_ohd.ohd_caps.records import STRATEGIES, OhdRow
 from llava_ohd.records import Metric
 
 __all__ = ["Scores", "accuracy", "derangement", "interval", "is_right", "metrics", "predictions", "score"]
+
+_MANY = 6  # objects in an image from which on images are counted together
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Scores:
         rows: The rows.
         cosines: One vector (1 + K,) float32 per row, the right caption at index 0.
         shuffled: The same captions with the image of another row; empty where there is only one image.
+        mean_image: The same captions with the mean of all images' embeddings; empty where there is only one image.
     """
 
     rows: Sequence[OhdRow]
     cosines: Sequence[Tensor]
-    shuffled: Sequence[Tensor]
+    shuffled: Sequence[Tensor] = ()
+    mean_image: Sequence[Tensor] = ()
 
 
 def derangement(n: int, seed: int) -> list[int]:
@@ -66,11 +72,15 @@ def score(model: Any, tokenizer: Any, images: Images, rows: Sequence[OhdRow], se
     seen = embed_images(model, images)
     captions = which.split([len(row.captions) for row in rows])
     own = [place[row.image] for row in rows]
-    other = derangement(len(place), seed) if len(place) > 1 else []
+    cosines = [_cosines(texts, which, seen[image]) for which, image in zip(captions, own, strict=True)]
+    if len(place) == 1:
+        return Scores(rows, cosines)
+    other, mean = derangement(len(place), seed), F.normalize(seen.mean(0), dim=-1)
     return Scores(
         rows,
-        [_cosines(texts, which, seen[image]) for which, image in zip(captions, own, strict=True)],
-        [_cosines(texts, which, seen[other[image]]) for which, image in zip(captions, own, strict=True) if other],
+        cosines,
+        [_cosines(texts, which, seen[other[image]]) for which, image in zip(captions, own, strict=True)],
+        [_cosines(texts, which, mean) for which in captions],
     )
 
 
@@ -103,36 +113,54 @@ def interval(name: str, hits: Sequence[bool]) -> list[Metric]:
 
 
 def metrics(scores: Scores) -> list[Metric]:
-    """Returns accuracy and pairwise accuracy, overall and by what distinguishes rows and negatives.
+    """Returns accuracy with its 95 % interval (Wilson) and chance: over all negatives of a row, and over some of them.
 
-    - `accuracy` with its 95 % interval (Wilson), `accuracy_shuffled`, `accuracy/present_N` by objects in the image;
-    - `pairwise`: share of negatives below their caption; `pairwise/STRATEGY`; `pairwise/edited_N` by the number of
-      objects inserted, removed or altered.
+    - `accuracy`: the caption is above all negatives; `accuracy_shuffled`, `accuracy_mean_image`: with a wrong image;
+    - `accuracy/STRATEGY`: above all negatives made in that way, in rows that have such;
+    - `accuracy/edited_N`: above all in which N objects were inserted, removed or altered;
+    - `accuracy/present_N`: above all negatives, in images that show N objects (`present_6_or_more`);
+    - `pairwise`: share of single negatives below their caption.
+
+    The ends are `NAME_low95` and `NAME_high95`, chance (one over the number of captions, mean over rows) `NAME_chance`.
     """
-    right = [is_right(cosines) for cosines in scores.cosines]
-    found = [Metric("accuracy", sum(right) / len(right), len(right), "higher"), *interval("accuracy", right)]
-    if scores.shuffled:
-        found.append(Metric("accuracy_shuffled", accuracy(scores.shuffled), len(right), "none"))
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for row, cosines, whole in zip(scores.rows, scores.cosines, right, strict=True):
-        if row.objects:
-            groups[f"accuracy/present_{len(row.objects)}"].append(whole)
-        for negative, below in zip(row.negatives, (cosines[1:] < cosines[0]).tolist(), strict=True):
-            groups["pairwise"].append(below)
-            groups[f"pairwise/{negative.strategy}"].append(below)
-            if negative.objects:
-                groups[f"pairwise/edited_{len(negative.objects)}"].append(below)
-    return found + [_share(name, groups[name]) for name in sorted(groups, key=_place)]
+    groups: dict[str, list[tuple[bool, float]]] = {"accuracy": []}
+    for row, cosines in zip(scores.rows, scores.cosines, strict=True):
+        for name, negatives in _parts(row):
+            hit = bool((cosines[1:][negatives] < cosines[0]).all())
+            groups.setdefault(name, []).append((hit, 1 / (1 + len(negatives))))
+    found = []
+    for name in sorted(groups, key=_place):
+        hits, chances = zip(*groups[name], strict=True)
+        found += [Metric(name, sum(hits) / len(hits), len(hits), "higher"), *interval(name, hits)]
+        found.append(Metric(f"{name}_chance", sum(chances) / len(chances), len(chances), "none"))
+    for name, wrong in (("accuracy_shuffled", scores.shuffled), ("accuracy_mean_image", scores.mean_image)):
+        found += [Metric(name, accuracy(wrong), len(wrong), "none")] if wrong else []
+    below = [hit for cosines in scores.cosines for hit in (cosines[1:] < cosines[0]).tolist()]
+    return [*found, Metric("pairwise", sum(below) / len(below), len(below), "higher")]
 
 
-def _share(name: str, hits: Sequence[bool]) -> Metric:
-    return Metric(name, sum(hits) / len(hits), len(hits), "higher")
+def _parts(row: OhdRow) -> Iterator[tuple[str, list[int]]]:
+    """Yields the metrics that a row counts for, each with the indices of the negatives that it looks at."""
+    everything = list(range(len(row.negatives)))
+    yield "accuracy", everything
+    if row.objects:
+        count = len(row.objects)
+        yield f"accuracy/present_{count if count < _MANY else f'{_MANY}_or_more'}", everything
+    parts: dict[str, list[int]] = defaultdict(list)
+    for index, negative in enumerate(row.negatives):
+        parts[f"accuracy/{negative.strategy}"].append(index)
+        if negative.objects:
+            parts[f"accuracy/edited_{len(negative.objects)}"].append(index)
+    yield from parts.items()
 
 
-def _place(name: str) -> tuple[str, int, int, str]:
-    family, _, group = name.partition("/")
-    number = int(group.rpartition("_")[2]) if "_" in group else -1
-    return family, number, STRATEGIES.index(group) if group in STRATEGIES else -1, name
+def _place(name: str) -> tuple[int, int, str]:
+    """Orders metrics: all negatives, strategies, objects edited, objects present."""
+    _, _, group = name.partition("/")
+    if group in STRATEGIES:
+        return 1, STRATEGIES.index(group), name
+    family, _, number = group.partition("_")
+    return ("", "", "edited", "present").index(family), int(number.split("_")[0]) if number else 0, name
 
 
 def predictions(scores: Scores) -> list[dict[str, Any]]:
@@ -154,4 +182,5 @@ def predictions(scores: Scores) -> list[dict[str, Any]]:
         )
         if scores.shuffled:
             found[-1]["correct_shuffled"] = is_right(scores.shuffled[number])
+            found[-1]["correct_mean_image"] = is_right(scores.mean_image[number])
     return found

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llava_ohd.clip.layers import feed_forward, run_layer
+
 __all__ = ["Captions", "Tokens", "encode_captions", "share_beginnings", "to_device", "tokenise"]
 
 Tokens = tuple[int, ...]
@@ -111,18 +113,22 @@ def encode_captions(model: Any, captions: Captions) -> Tensor:
     text = model.text_model
     embeddings = text.embeddings
     states_NC = embeddings.token_embedding(captions["token"]) + embeddings.position_embedding(captions["position"])
-    keep = torch.arange(len(states_NC), device=states_NC.device)
-    for number, layer in enumerate(text.encoder.layers, 1):
-        if number == len(text.encoder.layers):
-            keep = captions["end"]  # of the last layer nothing else is looked at
-        mixed_NC = _attend(layer.self_attn, layer.layer_norm1(states_NC), captions, keep)
-        states_NC = F.embedding(keep, states_NC) + mixed_NC if len(keep) < len(states_NC) else states_NC + mixed_NC
-        states_NC = states_NC + layer.mlp(layer.layer_norm2(states_NC))
-    return model.text_projection(text.final_layer_norm(states_NC))
+    *before, last = text.encoder.layers
+    for layer in before:
+        states_NC = run_layer(_layer, layer, states_NC, captions, None)
+    states_UC = run_layer(_layer, last, states_NC, captions, captions["end"])  # nothing else is looked at
+    return model.text_projection(text.final_layer_norm(states_UC))
 
 
-def _attend(attention: Any, states_NC: Tensor, captions: Captions, keep: Tensor) -> Tensor:
-    """Returns the attention output of the kept nodes (len(keep), C): projections per node, products per caption."""
+def _layer(layer: Any, states_NC: Tensor, captions: Captions, keep: Tensor | None) -> Tensor:
+    """Runs one layer; `keep` says of which nodes (None: of all)."""
+    mixed_NC = _attend(layer.self_attn, layer.layer_norm1(states_NC), captions, keep)
+    states_NC = mixed_NC + (states_NC if keep is None else F.embedding(keep, states_NC))
+    return states_NC + feed_forward(layer.mlp, layer.layer_norm2(states_NC))
+
+
+def _attend(attention: Any, states_NC: Tensor, captions: Captions, keep: Tensor | None) -> Tensor:
+    """Returns the attention output of the kept nodes: projections once per node, attention itself once per caption."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     mixed_NC3 = torch.cat([projection(states_NC) for projection in projections], -1)
     parts = []
@@ -132,4 +138,5 @@ def _attend(attention: Any, states_NC: Tensor, captions: Captions, keep: Tensor)
         query, key, value = mixed_UL3HC.permute(2, 0, 3, 1, 4)
         mixed_UHLC = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         parts.append(mixed_UHLC.transpose(1, 2).flatten(2).flatten(0, 1))
-    return attention.out_proj(F.embedding(captions["first"][keep], torch.cat(parts)))
+    first = captions["first"] if keep is None else captions["first"][keep]
+    return attention.out_proj(F.embedding(first, torch.cat(parts)))

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from llava_ohd import tower
 from llava_ohd.clip.captions import encode_captions, share_beginnings, to_device, tokenise
+from llava_ohd.clip.layers import feed_forward, heads, run_layer
 from llava_ohd.progress import track
 
 __all__ = ["Images", "embed_captions", "embed_images", "encode_images"]
@@ -49,14 +51,46 @@ class Images:
 
     def _open(self, index: int) -> Tensor:
         """Returns one image after resize and centre crop: uint8 (3, S, S)."""
-        image = tower.open_image(self._folder / self._names[index])
-        pixels = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+        pixels = self._processor(self._image(index), do_rescale=False, do_normalize=False, return_tensors="pt")[
+            "pixel_values"
+        ]
         return pixels[0].to(torch.uint8)
+
+    def _image(self, index: int) -> Image.Image:
+        return tower.open_image(self._folder / self._names[index])
 
 
 def encode_images(model: Any, pixel_values: Tensor) -> Tensor:
-    """Returns the projected image features of pixels (B, 3, S, S): (B, D), not normalised."""
-    return model.visual_projection(model.vision_model(pixel_values=pixel_values).pooler_output)
+    """Computes the projected image features of CLIP; of the last layer, for the class token only.
+
+    Args:
+        model: CLIPModel.
+        pixel_values: float (B, 3, S, S), normalised.
+
+    Returns:
+        (B, D), not normalised.
+
+    Source: transformers `CLIPVisionTransformer.forward`.
+    """
+    vision = model.vision_model
+    states_BNC = vision.pre_layrnorm(vision.embeddings(pixel_values))
+    *before, last = vision.encoder.layers
+    for layer in before:
+        states_BNC = run_layer(_layer, layer, states_BNC, states_BNC.shape[1])
+    states_B1C = run_layer(_layer, last, states_BNC, 1)
+    return model.visual_projection(vision.post_layernorm(states_B1C.squeeze(1)))
+
+
+def _layer(layer: Any, states_BNC: Tensor, keep: int) -> Tensor:
+    """Runs one layer for the first `keep` tokens, which look at all of them: (B, keep, C)."""
+    attention, normed_BNC = layer.self_attn, layer.layer_norm1(states_BNC)
+    mixed_BHNC = F.scaled_dot_product_attention(
+        heads(attention.q_proj(normed_BNC[:, :keep]), attention.head_dim),
+        heads(attention.k_proj(normed_BNC), attention.head_dim),
+        heads(attention.v_proj(normed_BNC), attention.head_dim),
+    )
+    states_BNC = states_BNC[:, :keep] + attention.out_proj(mixed_BHNC.transpose(1, 2).flatten(2))
+    return states_BNC + feed_forward(layer.mlp, layer.layer_norm2(states_BNC))
 
 
 @torch.inference_mode()

@@ -1,27 +1,36 @@
-"""The fine-grained loss of OHD-Caps: as the paper prints it, and as the released code computes it.
+"""The fine-grained loss of OHD-Caps: as the paper prints it, as the released code computes it, and what lies between.
 
-Letters: B images, D embedding width, K negative captions an image. s(i, j) = scale · <I_i, T_j> compares image i with
-the caption of image j, n(i, k) = scale · <I_i, N_ik> with its own k-th negative caption; all in float32, because in
-bfloat16 a cosine of 0.3 is known to 0.002 only, which a scale of 100 makes 0.2 of a margin of 2.
+Letters: b images of this process, B of all processes, D embedding width, K negative captions an image, N negative
+captions in a denominator. s(i, j) = scale · <I_i, T_j> compares image i with the caption of image j, n(i, k) = scale ·
+<I_i, N_ik> with its own k-th negative; all in float32, because in bfloat16 a cosine of 0.3 is known to 0.002 only,
+which a scale of 100 makes 0.2 of a margin of 2.
 
 Source: arXiv 2410.03176, section 4, eq. 1-5; Yufang-Liu/clip_hallucination@8a748e6 finetune_clip/modeling_clip.py,
-`CLIPModel.forward`. The two differ in more than constants: in the code L_2 has the opposite sign (it pushes edited
-captions below the in-batch pairs instead of keeping them above), both margins compare one caption with other images
-instead of one image with other captions, a masked caption is a logit of 0 instead of none, and masked entries count
-in the means.
+`CLIPModel.forward`. The two differ in more than constants, and `LossConfig` has a switch for each difference: in the
+code L_2 has the opposite sign, both margins compare one caption with other images instead of one image with other
+captions, L_2 looks at the best of them only, and a masked caption is a logit of 0 that counts in the means. What no
+switch moves is the row that negatives stand in (eq. 2): the image's in the paper, the caption's in the code.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llava_ohd.clip.gather import gather, gather_negatives, ranks
+
 __all__ = ["LossConfig", "LossParts", "clip_loss"]
 
-# lambda1, lambda2, tau1, tau2: paper section 5 "Training Details"; run.sh and argparse defaults of the released code
-_DEFAULTS = {"paper": (0.1, 0.1, 2.0, 2.0), "released": (0.2, 0.2, 5.0, 5.0)}
+# paper section 5 "Training Details" and eq. 3-4; run.sh, argparse defaults and `forward` of the released code
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "paper": {"lambda1": 0.1, "lambda2": 0.1, "tau1": 2.0, "tau2": 2.0}
+    | {"hardest": False, "l2_sign": "above", "axis": "texts", "mask": "inf"},
+    "released": {"lambda1": 0.2, "lambda2": 0.2, "tau1": 5.0, "tau2": 5.0}
+    | {"hardest": True, "l2_sign": "below", "axis": "images", "mask": "zero"},
+}
 
 
 @dataclass(frozen=True)
@@ -34,14 +43,23 @@ class LossConfig:
     tau1: float | None = None  # margin of L_1 in `margin_unit`, eq. 3; paper 2, released 5
     tau2: float | None = None  # margin of L_2 in `margin_unit`, eq. 4; paper 2, released 5
     margin_unit: Literal["logit", "cosine"] = "logit"  # of eq. 3 and 4: with or without the scale; the paper is silent
-    hardest: bool = False  # mode paper: L_2 against the best in-batch caption instead of the mean over all of them
+    hardest: bool | None = None  # L_2, eq. 4, against the best in-batch pair, not the mean; paper no, released yes
+    neg_scope: Literal["own", "all"] = "own"  # eq. 2: whose negatives stand in a denominator; all: as in NegCLIP
+    l2_sign: Literal["above", "below"] | None = None  # edited captions and in-batch pairs, eq. 4; released: below
+    axis: Literal["texts", "images"] | None = None  # in-batch pairs of eq. 3 and 4: s(i, j), or s(j, i) as released
+    mask: Literal["inf", "zero"] | None = None  # an empty slot is left out, or is a logit of 0 and counts in means
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Returns all fields, with the mode's values filled in."""
+        defaults = _DEFAULTS[self.mode]
+        return {key: defaults[key] if value is None else value for key, value in vars(self).items()}
 
     @property
     def weights(self) -> tuple[float, float, float, float]:
         """Returns lambda1, lambda2, tau1, tau2 with the mode's values filled in."""
-        chosen = (self.lambda1, self.lambda2, self.tau1, self.tau2)
-        l1, l2, t1, t2 = (d if c is None else c for c, d in zip(chosen, _DEFAULTS[self.mode], strict=True))
-        return l1, l2, t1, t2
+        chosen = self.chosen
+        return chosen["lambda1"], chosen["lambda2"], chosen["tau1"], chosen["tau2"]
 
 
 @dataclass(frozen=True)
@@ -62,109 +80,103 @@ class LossParts:
 
 
 def clip_loss(
-    images_BD: Tensor,
-    captions_BD: Tensor,
-    negatives_BKD: Tensor,
-    valid_BK: Tensor,
+    images_bD: Tensor,
+    captions_bD: Tensor,
+    negatives_bKD: Tensor,
+    valid_bK: Tensor,
     logit_scale: Tensor,
     config: LossConfig,
 ) -> LossParts:
     """Compares every image with its caption, the other captions of the batch and its own negative captions.
 
-    Without valid negatives and with both weights 0 this is the plain loss of CLIP (eq. 1).
+    Without valid negatives and with both weights 0 this is the plain loss of CLIP (eq. 1). Where several processes
+    train together, the batch is that of all of them, and the loss the mean over this process's images.
 
     Args:
-        images_BD: Image embeddings, any floating dtype, normalised here.
-        captions_BD: Embeddings of the right captions.
-        negatives_BKD: Embeddings of the negative captions; K may be 0.
-        valid_BK: Bool, False where a slot is filler.
+        images_bD: Image embeddings, any floating dtype, normalised here.
+        captions_bD: Embeddings of the right captions.
+        negatives_bKD: Embeddings of the negative captions; K may be 0.
+        valid_bK: Bool, False where a slot is filler.
         logit_scale: Natural logarithm of the scale, as in CLIPModel; scalar.
-        config: Mode and weights.
+        config: Mode, weights and switches.
 
     Returns:
         The loss and its parts. A slot that is not valid gets no gradient.
 
     Source: arXiv 2410.03176 eq. 1-5; modeling_clip.py@8a748e6.
     """
-    with torch.autocast(images_BD.device.type, enabled=False):
-        images_BD, captions_BD, negatives_BKD = (
-            F.normalize(x.float(), dim=-1) for x in (images_BD, captions_BD, negatives_BKD)
+    with torch.autocast(images_bD.device.type, enabled=False):
+        images_bD, captions_bD, negatives_bKD = (
+            F.normalize(x.float(), dim=-1) for x in (images_bD, captions_bD, negatives_bKD)
         )
-        scale = logit_scale.float().exp()
-        s_BB = scale * images_BD @ captions_BD.T
-        n_BK = scale * torch.einsum("bd,bkd->bk", images_BD, negatives_BKD)
+        scale, chosen = logit_scale.float().exp(), config.chosen
+        everywhere = gather(images_bD, captions_bD)
+        own_b = everywhere.first + torch.arange(len(images_bD), device=images_bD.device)
+        s_bB = scale * images_bD @ everywhere.captions_BD.T
+
+        def texts() -> Tensor:  # s(j, i), (b, B); for one process a view, made where it is used
+            return s_bB.T if ranks() == 1 else scale * captions_bD @ everywhere.images_BD.T
+
+        n_bK = scale * torch.einsum("bd,bkd->bk", images_bD, negatives_bKD)
+        n_bN, valid_bN = n_bK, valid_bK
+        if config.neg_scope == "all":
+            negatives_ND, valid_N = gather_negatives(negatives_bKD, valid_bK)
+            n_bN, valid_bN = scale * images_bD @ negatives_ND.T, valid_N.expand(len(images_bD), -1)
+        contrastive = _contrastive(s_bB, texts, own_b, n_bN, valid_bN, chosen)
         unit = scale if config.margin_unit == "cosine" else 1.0
-        lambda1, lambda2, tau1, tau2 = config.weights
-        if config.mode == "paper":
-            contrastive = _paper_contrastive(s_BB, n_BK, valid_BK)
-            margin1 = _paper_margin1(s_BB / unit, n_BK / unit, valid_BK, tau1)
-            margin2 = _paper_margin2(s_BB / unit, n_BK / unit, valid_BK, tau2, config.hardest)
-        else:
-            contrastive = _released_contrastive(s_BB, n_BK, valid_BK)
-            margin1 = _released_margin1(s_BB / unit, n_BK / unit, valid_BK, tau1)
-            margin2 = _released_margin2(s_BB / unit, n_BK / unit, valid_BK, tau2)
-        return LossParts(contrastive + lambda1 * margin1 + lambda2 * margin2, contrastive, margin1, margin2)
+        in_batch_bB = s_bB if chosen["axis"] == "texts" else texts()
+        margin1 = _margin1(in_batch_bB / unit, own_b, n_bK / unit, valid_bK, chosen)
+        margin2 = _margin2(in_batch_bB / unit, own_b, n_bK / unit, valid_bK, chosen)
+        total = contrastive + chosen["lambda1"] * margin1 + chosen["lambda2"] * margin2
+        return LossParts(total, contrastive, margin1, margin2)
 
 
-def _others(s_BB: Tensor) -> Tensor:
-    """Returns a bool matrix (B, B), True off the diagonal."""
-    return ~torch.eye(len(s_BB), dtype=torch.bool, device=s_BB.device)
+def _contrastive(
+    s_bB: Tensor, texts: Callable[[], Tensor], own_b: Tensor, n_bN: Tensor, valid_bN: Tensor, chosen: dict[str, Any]
+) -> Tensor:
+    """Eq. 1 and 2: L_i2t has negatives in its denominator, L_t2i has none; `per_text_loss`: the other way round."""
+    n_bN = n_bN.masked_fill(~valid_bN, -torch.inf) if chosen["mask"] == "inf" else n_bN * valid_bN
+    paper = chosen["mode"] == "paper"
+    with_negatives = F.cross_entropy(torch.cat([s_bB if paper else texts(), n_bN], 1), own_b)
+    return (with_negatives + F.cross_entropy(texts() if paper else s_bB, own_b)) / 2
 
 
-def _mean_per_row(values: Tensor, counted: Tensor) -> Tensor:
-    """Averages the counted entries of each row, then the rows: every image weighs the same; an empty row gives 0."""
-    return (values.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)).mean()
+def _margin1(in_batch_bB: Tensor, own_b: Tensor, n_bK: Tensor, valid_bK: Tensor, chosen: dict[str, Any]) -> Tensor:
+    """Eq. 3: max(0, tau1 - s(i, i) + t), t over the in-batch pairs and the own negatives; `margin_loss`."""
+    right_b1 = in_batch_bB.gather(1, own_b[:, None])
+    hinge = F.relu(chosen["tau1"] - right_b1 + torch.cat([in_batch_bB, n_bK], 1))
+    others_bB = _others(in_batch_bB, own_b)
+    counted = torch.cat([others_bB, _counted(valid_bK, chosen)], 1)
+    return _mean_per_row(hinge, torch.cat([others_bB, valid_bK], 1), counted)
 
 
-def _paper_contrastive(s_BB: Tensor, n_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """Eq. 2 and eq. 1: L_i2t has the image's own negatives in its denominator, L_t2i has none."""
-    own = torch.arange(len(s_BB), device=s_BB.device)
-    image_to_text = F.cross_entropy(torch.cat([s_BB, n_BK.masked_fill(~valid_BK, -torch.inf)], 1), own)
-    return (image_to_text + F.cross_entropy(s_BB.T, own)) / 2
+def _margin2(in_batch_bB: Tensor, own_b: Tensor, n_bK: Tensor, valid_bK: Tensor, chosen: dict[str, Any]) -> Tensor:
+    """Eq. 4: max(0, tau2 - n(i, k) + t), t over the in-batch pairs: an edited caption is still partly right.
+
+    With sign "below" max(0, tau2 + n(i, k) - t), as in `ne_margin_loss`.
+    """
+    if in_batch_bB.shape[1] == 1:
+        return in_batch_bB.sum() * 0.0
+    t_bT, kept_bT = in_batch_bB, _others(in_batch_bB, own_b)
+    if chosen["hardest"]:
+        t_bT = t_bT.masked_fill(~kept_bT, -torch.inf).amax(1, keepdim=True)
+        kept_bT = torch.ones_like(t_bT, dtype=torch.bool)
+    n_bK1, t_b1T, tau = n_bK[:, :, None], t_bT[:, None, :], chosen["tau2"]
+    hinge_bKT = F.relu(tau - n_bK1 + t_b1T if chosen["l2_sign"] == "above" else tau + n_bK1 - t_b1T)
+    hinge_bK = hinge_bKT.where(kept_bT[:, None], 0.0).sum(2) / kept_bT.sum(1, keepdim=True)
+    return _mean_per_row(hinge_bK, valid_bK, _counted(valid_bK, chosen))
 
 
-def _paper_margin1(s_BB: Tensor, n_BK: Tensor, valid_BK: Tensor, tau: float) -> Tensor:
-    """Eq. 3: max(0, tau1 - s(i,i) + t), t over the other captions of the batch and the own negatives."""
-    hinge = F.relu(tau - s_BB.diagonal()[:, None] + torch.cat([s_BB, n_BK], 1))
-    return _mean_per_row(hinge, torch.cat([_others(s_BB), valid_BK], 1))
+def _others(in_batch_bB: Tensor, own_b: Tensor) -> Tensor:
+    """Returns a bool matrix (b, B), False where an image meets its own caption."""
+    return own_b[:, None] != torch.arange(in_batch_bB.shape[1], device=own_b.device)
 
 
-def _paper_margin2(s_BB: Tensor, n_BK: Tensor, valid_BK: Tensor, tau: float, hardest: bool) -> Tensor:
-    """Eq. 4: max(0, tau2 - n(i,k) + s(i,j)), j other than i: an edited caption is still partly right."""
-    if len(s_BB) == 1:
-        return s_BB.sum() * 0.0
-    others_BB = _others(s_BB)
-    if hardest:
-        hinge_BK = F.relu(tau - n_BK + s_BB.masked_fill(~others_BB, -torch.inf).amax(1, keepdim=True))
-    else:
-        hinge_BKB = F.relu(tau - n_BK[:, :, None] + s_BB[:, None, :])
-        hinge_BK = hinge_BKB.where(others_BB[:, None, :], 0.0).sum(2) / (len(s_BB) - 1)
-    return _mean_per_row(hinge_BK, valid_BK)
+def _counted(valid_bK: Tensor, chosen: dict[str, Any]) -> Tensor:
+    """Returns which slots a mean divides by: in the released code the empty ones too."""
+    return valid_bK if chosen["mask"] == "inf" else torch.ones_like(valid_bK)
 
 
-def _released_contrastive(s_BB: Tensor, n_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """`(per_text_loss + per_image_loss) / 2`: negatives stand in the text row, a masked one as a logit of 0."""
-    own = torch.arange(len(s_BB), device=s_BB.device)
-    per_text = F.cross_entropy(torch.cat([s_BB.T, n_BK * valid_BK], 1), own)
-    return (per_text + F.cross_entropy(s_BB, own)) / 2
-
-
-def _other_images(s_BB: Tensor) -> Tensor:
-    """`batch_ne_logits_per_text`: row i holds s(j,i), j other than i; (B, B-1)."""
-    return s_BB.T[_others(s_BB)].reshape(len(s_BB), len(s_BB) - 1)
-
-
-def _released_margin1(s_BB: Tensor, n_BK: Tensor, valid_BK: Tensor, tau: float) -> Tensor:
-    """`margin_loss`: the caption must fit its image better than other images; masked zeros count in the mean."""
-    negatives = torch.cat([_other_images(s_BB), n_BK], 1)
-    counted = torch.cat([torch.ones_like(negatives[:, : len(s_BB) - 1]), valid_BK], 1)
-    hinge = F.relu(tau + negatives - s_BB.diagonal()[:, None]) * counted
-    return hinge.mean() if hinge.numel() else s_BB.sum() * 0.0
-
-
-def _released_margin2(s_BB: Tensor, n_BK: Tensor, valid_BK: Tensor, tau: float) -> Tensor:
-    """`ne_margin_loss`: edited captions at least tau2 below the best other image; the sign is not that of eq. 4."""
-    if len(s_BB) == 1 or not n_BK.numel():
-        return s_BB.sum() * 0.0
-    hinge = F.relu(tau + n_BK - _other_images(s_BB).amax(1, keepdim=True))
-    return (hinge * valid_BK).mean()
+def _mean_per_row(values: Tensor, kept: Tensor, counted: Tensor) -> Tensor:
+    """Sums the kept entries of each row over the number of counted ones, then averages: every image weighs the same."""
+    return (values.where(kept, 0.0).sum(1) / counted.sum(1).clamp(min=1)).mean()

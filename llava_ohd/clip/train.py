@@ -3,13 +3,14 @@
 Source: arXiv 2410.03176, section 5 "Training Details"; Yufang-Liu/clip_hallucination@8a748e6 finetune_clip/run.sh.
 """
 
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from llava_ohd.clip.config import FinetuneConfig, loss_config
 from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
-from llava_ohd.home import home
 from llava_ohd.results import differences
 
 if TYPE_CHECKING:
@@ -18,71 +19,9 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, TrainingArguments
 
     from llava_ohd.clip.batching import OhdData
-    from llava_ohd.clip.loss import LossConfig
     from llava_ohd.tower import Encoder
 
 __all__ = ["FinetuneConfig", "finetune"]
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """What to fine-tune, on what, and how. The paper: ViT-L/14-336, 1e-6, 10 epochs of 16,000 images, batch 14."""
-
-    encoder: str = field(default="openai", metadata=_help("name or path of the encoder to start from"))
-    data: Path = field(
-        default_factory=lambda: home() / "world" / "ohd_caps" / "train.jsonl",
-        metadata=_help("OHD-Caps rows: a file of scripts/build_ohd_caps.py, or one of the authors'"),
-    )
-    images: Path = field(
-        default_factory=lambda: home() / "world" / "images", metadata=_help("folder that the rows' images lie in")
-    )
-    out: Path = field(
-        default_factory=lambda: home() / "clip", metadata=_help("where to write; OUT/encoder, OUT/curve.json")
-    )
-    name: str = field(default="ours", metadata=_help("name to register the new encoder under"))
-    register: bool = field(default=True, metadata=_help("make the new encoder known as --encoder NAME"))
-    loss: Literal["paper", "released"] = field(
-        default="paper", metadata=_help("the paper's equations, or what the released code computes")
-    )
-    lambda1: float | None = field(
-        default=None, metadata=_help("weight of L_1, eq. 5; paper 0.1, released 0.2; 0 = off")
-    )
-    lambda2: float | None = field(
-        default=None, metadata=_help("weight of L_2, eq. 5; paper 0.1, released 0.2; 0 = off")
-    )
-    tau1: float | None = field(default=None, metadata=_help("margin of L_1, eq. 3; paper 2, released 5"))
-    tau2: float | None = field(default=None, metadata=_help("margin of L_2, eq. 4; paper 2, released 5"))
-    margin_unit: Literal["logit", "cosine"] = field(
-        default="logit", metadata=_help("unit of tau1 and tau2: with or without the scale")
-    )
-    hardest: bool = field(default=False, metadata=_help("paper's L_2 against the best in-batch caption, not the mean"))
-    learning_rate: float = field(
-        default=3e-4, metadata=_help("peak rate; 3e-4 suits the world's mini CLIP, for OpenAI's the paper takes 1e-6")
-    )
-    epochs: float = field(default=1.0, metadata=_help("passes over the data, unless --max_steps is given"))
-    max_steps: int = field(default=-1, metadata=_help("optimiser steps; -1 = by --epochs"))
-    batch_size: int = field(default=32, metadata=_help("images a step and device, each with its captions"))
-    negatives: int | None = field(
-        default=None,
-        metadata=_help("negatives per image and step, drawn anew each time: more images for the time; paper: all"),
-    )
-    gradient_accumulation_steps: int = field(
-        default=1, metadata=_help("batches per optimiser step; in-batch captions stay those of one batch")
-    )
-    warmup_steps: int = field(default=20, metadata=_help("steps of linear warm-up; linear decay to 0 follows"))
-    weight_decay: float = field(default=0.1, metadata=_help("AdamW's, on matrices only"))
-    bf16: bool = field(default=False, metadata=_help("towers in bfloat16 autocast; the loss stays in float32"))
-    seed: int = field(default=0, metadata=_help("order of the data"))
-    save_steps: int = field(default=50, metadata=_help("steps between checkpoints; a killed run goes on from the last"))
-    dev: Path | None = field(
-        default=None,
-        metadata=_help("OHD-Caps rows by whose accuracy the best checkpoint is chosen; images as --images"),
-    )
-    report_to: str = field(default="none", metadata=_help("none, tensorboard, wandb, ... (as in HF's Trainer)"))
 
 
 def finetune(config: FinetuneConfig) -> Path:
@@ -113,10 +52,16 @@ def finetune(config: FinetuneConfig) -> Path:
     if not _made_with(config.out, settings):
         _refuse_other(config.out, settings)
         _train(config, settings, source)
-    remove_checkpoints(config.out)
-    if config.register:
-        tower.register(config.name, config.out / "encoder")
+    if _first():
+        remove_checkpoints(config.out)
+        if config.register:
+            tower.register(config.name, config.out / "encoder")
     return config.out / "encoder"
+
+
+def _first() -> bool:
+    """Says whether this is the only process, or the one of a launched group that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _settings(config: FinetuneConfig, source: Path) -> dict[str, Any]:
@@ -155,36 +100,57 @@ def _refuse_other(out: Path, settings: dict[str, Any]) -> None:
 
 def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") -> None:
     from llava_ohd import tower
+    from llava_ohd.clip.parameters import add_lora, freeze, merge_lora, what_trains
     from llava_ohd.clip.trainer import FineTuner, OhdObjective, curve, last_checkpoint
 
-    model = tower.load(source.path)
+    arguments = _arguments(config)
+    model = tower.load(source.path).train()
+    freeze(model, config.freeze, config.train_layers)
+    lora = add_lora(model, config.lora_rank, config.lora_alpha, config.seed) if config.lora_rank else None
+    scale = model.logit_scale
+    if config.deepspeed:
+        scale.data = scale.data.view(1)  # DeepSpeed broadcasts bytes, and a scalar has no view of its bytes
+    if _first():
+        print("\n".join(what_trains(model)), flush=True)
     data, select = _data(config, source.path)
-    objective = OhdObjective(model.train(), _loss(config))
+    arguments.dataloader_drop_last = len(data) >= config.batch_size * arguments.world_size
     fingerprint = sha256_json(settings)
     with storage_errors(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
+    rates = {"vision": config.vision_rate, "text": config.text_rate, "other": None}
     trainer = FineTuner(
-        objective,
-        _arguments(config, len(data)),
+        OhdObjective(model, loss_config(config), config.chunk_size, config.bf16),
+        arguments,
         fingerprint,
         select,
+        {tower: config.learning_rate if rate is None else rate for tower, rate in rates.items()},
+        config.layer_decay,
         train_dataset=data,
         eval_dataset=data if select else None,  # the Trainer wants one; `select` has the rows
         data_collator=data.collate,
     )
-    checkpoint = last_checkpoint(config.out, fingerprint)
+    with arguments.main_process_first(desc="looking for checkpoints"):
+        checkpoint = last_checkpoint(config.out, fingerprint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    scale.data = scale.data.view(())
     if trainer.is_world_process_zero():
-        write_json(config.out / "curve.json", curve(trainer.state.log_history))
-        tower.write(
-            model,
-            config.out / "encoder",
-            files_from=source.path,
-            name=config.name,
-            parents=[{"path": str(source.path), "digest": source.digest}],
-            config=settings,
-        )
+        _write(config, settings, source, merge_lora(lora) if lora else model, curve(trainer.state.log_history))
     trainer.accelerator.wait_for_everyone()
+    if arguments.world_size > 1:
+        trainer.accelerator.end_training()  # gloo's threads would spoil the exit status
+
+
+def _write(
+    config: FinetuneConfig, settings: dict[str, Any], source: "Encoder", model: Any, rows: list[dict[str, float]]
+) -> None:
+    from llava_ohd import tower
+    from llava_ohd.clip.model_card import write_card
+
+    write_json(config.out / "curve.json", rows)
+    parents = [{"path": str(source.path), "digest": source.digest}]
+    folder = config.out / "encoder"
+    tower.write(model, folder, files_from=source.path, name=config.name, parents=parents, config=settings)
+    write_card(folder)
 
 
 def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLIPModel], float] | None]":
@@ -198,7 +164,7 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
     tokenizer, processor = tower.load_tokenizer(source), tower.load_processor(source)
     rows = read_rows(config.data)
     pictures = Images(config.images, image_names(rows), processor)
-    data = OhdData(rows, pictures, tokenizer, config.negatives, config.seed)
+    data = OhdData(rows, pictures, tokenizer, config.negatives, config.seed, config.chunk_size)
     if config.dev is None:
         return data, None
     dev = read_rows(config.dev)
@@ -206,21 +172,25 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
     return data, lambda model: accuracy(score(model, tokenizer, images, dev).cosines)
 
 
-def _loss(config: FinetuneConfig) -> "LossConfig":
-    from llava_ohd.clip.loss import LossConfig
+def _deepspeed(file: str, on_gpu: bool) -> dict[str, Any]:
+    """Returns DeepSpeed's settings, and keeps it from compiling an operation that gloo does without."""
+    import deepspeed
 
-    return LossConfig(
-        mode=config.loss,
-        lambda1=config.lambda1,
-        lambda2=config.lambda2,
-        tau1=config.tau1,
-        tau2=config.tau2,
-        margin_unit=config.margin_unit,
-        hardest=config.hardest,
-    )
+    settings: dict[str, Any] = read_json(Path(file))
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage", 0) > 2:
+        raise DataFormatError(
+            f"--deepspeed {file} has ZeRO stage {zero['stage']}, which splits weights that the loss needs; at most "
+            "2 is expected: give zero_configs/zero2.json"
+        )
+    if zero.get("reduce_bucket_size") == "auto":
+        zero["reduce_bucket_size"] = 1024**2  # numbers; HF's rule, width², which it cannot apply to two towers
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return settings
 
 
-def _arguments(config: FinetuneConfig, rows: int) -> "TrainingArguments":
+def _arguments(config: FinetuneConfig) -> "TrainingArguments":
     import torch
     from transformers import TrainingArguments
 
@@ -240,17 +210,17 @@ def _arguments(config: FinetuneConfig, rows: int) -> "TrainingArguments":
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        bf16=config.bf16,
         seed=config.seed,
         save_steps=config.save_steps,
         save_total_limit=2,  # the one before the last, should a kill spoil the last
         logging_steps=1,
         logging_nan_inf_filter=False,
-        dataloader_drop_last=rows >= config.batch_size,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=not on_gpu,
         report_to=config.report_to,
+        ddp_find_unused_parameters=False,
+        deepspeed=_deepspeed(config.deepspeed, on_gpu) if config.deepspeed else None,
         **(selection if config.dev else {}),
     )

@@ -6,19 +6,23 @@ would have had: weights, optimiser, schedule, data order and random states are a
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils import checkpoint as recomputing
 from transformers import CLIPModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from llava_ohd.clip.batching import RowOrder
 from llava_ohd.clip.captions import Captions, encode_captions
 from llava_ohd.clip.embedding import encode_images
 from llava_ohd.clip.loss import LossConfig, clip_loss
+from llava_ohd.clip.parameters import group_rates
 from llava_ohd.errors import StageFailed
 from llava_ohd.files import is_complete, mark_complete, storage_errors
 from llava_ohd.progress import Progress
@@ -35,20 +39,28 @@ class OhdObjective(nn.Module):
     Args:
         model: The CLIP to train.
         config: The loss.
+        chunk_size: Images that are in memory at a time, for gradient caching; None: all.
+        bf16: Whether the towers run in bfloat16 autocast.
     """
 
-    def __init__(self, model: CLIPModel, config: LossConfig) -> None:
+    def __init__(self, model: CLIPModel, config: LossConfig, chunk_size: int | None = None, bf16: bool = False) -> None:
         super().__init__()
-        self.clip, self._config = model, config
+        self.clip, self._config, self._chunk_size, self._bf16 = model, config, chunk_size, bf16
 
     def forward(
-        self, pixel_values: Tensor, captions: Captions, caption: Tensor, negative: Tensor, valid: Tensor
+        self,
+        pixel_values: Tensor,
+        captions: Captions | list[Captions],
+        caption: Tensor,
+        negative: Tensor,
+        valid: Tensor,
     ) -> dict[str, Tensor]:
         """Returns the scalars `loss`, `contrastive`, `margin1` and `margin2`; arguments as `OhdData.collate` says."""
+        with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self._bf16):
+            texts_UD, images_BD = self._encode(captions, pixel_values)
         # `F.embedding` gathers as indexing does, but its backward adds in a fixed order, whatever the threads do
-        texts_UD = encode_captions(self.clip, captions)
         parts = clip_loss(
-            encode_images(self.clip, pixel_values),
+            images_BD,
             F.embedding(caption, texts_UD),
             F.embedding(negative, texts_UD),
             valid,
@@ -62,6 +74,20 @@ class OhdObjective(nn.Module):
             "margin2": parts.margin2.detach(),
         }
 
+    def _encode(self, captions: Captions | list[Captions], pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes captions and images, chunk by chunk where a batch comes in chunks.
+
+        A chunk keeps nothing but its embeddings and is computed anew when its gradient is due, one chunk at a time:
+        the gradients are those of the whole batch, the memory is that of a chunk (GradCache, arXiv 2101.06983).
+        """
+        if self._chunk_size is None:
+            assert isinstance(captions, dict)
+            return encode_captions(self.clip, captions), encode_images(self.clip, pixel_values)
+        again = partial(recomputing.checkpoint, use_reentrant=False, preserve_rng_state=False)  # CLIP draws nothing
+        texts = [again(encode_captions, self.clip, chunk) for chunk in captions]
+        images = [again(encode_images, self.clip, chunk) for chunk in pixel_values.split(self._chunk_size)]
+        return torch.cat(texts), torch.cat(images)
+
 
 class FineTuner(Trainer):
     """Trainer with our log, our selection and checkpoints that carry a mark when they are whole.
@@ -71,6 +97,8 @@ class FineTuner(Trainer):
         args: HF's arguments; `logging_steps` must be 1.
         fingerprint: What the run is made from; a checkpoint of another run is not taken up.
         select: Returns the accuracy on dev of the model as it stands, or None to take the last step.
+        rates: Learning rates of `vision`, `text` and `other`; None: `args.learning_rate` for all.
+        layer_decay: A weight's rate is multiplied by this for every layer above it.
         **others: As for `Trainer`.
     """
 
@@ -80,15 +108,33 @@ class FineTuner(Trainer):
         args: TrainingArguments,
         fingerprint: str,
         select: Callable[[CLIPModel], float] | None = None,
+        rates: dict[str, float] | None = None,
+        layer_decay: float = 1.0,
         **others: Any,
     ) -> None:
         if args.n_gpu > 1:
             args._n_gpu = 1  # several GPUs in one process would tear the index tensors of a batch apart
         super().__init__(model=model, args=args, **others)
         self._objective, self._fingerprint, self._select = model, fingerprint, select
+        self._rates = rates or dict.fromkeys(("vision", "text", "other"), args.learning_rate)
+        self._layer_decay = layer_decay
         self._parts: dict[str, Tensor] = {}
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Watch(model))
+        self.add_callback(_Watch(self))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Returns the optimiser, with the learning rates of towers and layers."""
+        if self.optimizer is None:
+            clip = self._objective.clip
+            decayed, decay = set(self.get_decay_parameter_names(clip)), self.args.weight_decay
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, clip)
+            self.optimizer = kind(group_rates(clip, decayed, decay, self._rates, self._layer_decay), **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
+        order = RowOrder(len(cast(Sized, train_dataset or self.train_dataset)), self.args.seed)
+        self.add_callback(_Epochs(order))
+        return order
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Returns the loss and remembers its parts for the log."""
@@ -107,7 +153,9 @@ class FineTuner(Trainer):
                     f"the loss is {logs['loss']} at step {self.state.global_step}; give a lower --learning_rate or "
                     f"more --warmup_steps, and remove {self.args.output_dir} or give another --out"
                 )
-            logs |= {name: value.item() for name, value in self._parts.items() if name != "loss"}
+            for name, value in self._parts.items():
+                if name != "loss":
+                    logs[name] = self.accelerator.reduce(value, "mean").item()
             logs["scale"] = math.exp(self._objective.clip.logit_scale.item())
         super().log(logs, start_time)
 
@@ -130,6 +178,7 @@ class FineTuner(Trainer):
         with storage_errors(folder):
             try:
                 super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process writes a part
                 if self.args.should_save:
                     mark_complete(folder, self._fingerprint)
             except (OSError, RuntimeError, SafetensorError):
@@ -137,15 +186,34 @@ class FineTuner(Trainer):
                 raise
 
 
+class _Epochs(TrainerCallback):
+    """Tells the order of the rows which epoch it is.
+
+    Trainer and accelerate do so too, but not in an epoch that a resumed run enters in its middle.
+    """
+
+    def __init__(self, order: RowOrder) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._order.set_epoch(int(state.epoch or 0))
+
+
 class _Watch(TrainerCallback):
     """After every step: clamps the scale and reports progress."""
 
-    def __init__(self, model: OhdObjective) -> None:
-        self._scale = model.clip.logit_scale
+    def __init__(self, trainer: FineTuner) -> None:
+        self._trainer, self._scale = trainer, trainer._objective.clip.logit_scale
         self._progress: Progress | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with torch.no_grad():
+            if self._trainer.is_deepspeed_enabled and self._scale.requires_grad:
+                from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+
+                # ZeRO steps on a copy of its own
+                master = safe_get_full_fp32_param(self._scale)
+                safe_set_full_fp32_param(self._scale, master.clamp(max=MAX_LOGIT_SCALE))
             self._scale.clamp_(max=MAX_LOGIT_SCALE)
         if state.is_world_process_zero:
             self._progress = self._progress or Progress("fine-tuning the encoder", state.max_steps)

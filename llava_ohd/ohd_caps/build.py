@@ -1,67 +1,68 @@
-"""Builds OHD-Caps rows: for each image one caption and 27 captions that are wrong about it.
+"""Builds a file of OHD-Caps rows: for each image one caption and 27 captions that are wrong about it.
 
-For each of POPE's three strategies three absent objects a, b, c are chosen and inserted as a, b, c, ab, bc, ac, abc;
-six more negatives remove or alter the first three present objects: x, y, z, xy, yz, xz. This is the authors' order.
-
-Choosing objects is one stream of random numbers over all images; rewriting is seeded per image, so that the rows do not
-depend on the number of workers, and a limit gives the first rows of the unlimited file.
-
-Source: arXiv 2410.03176 section 3; Yufang-Liu/clip_hallucination@8a748e6 utils/generate_negative_samples.py, the order.
+`planning.py` says what will be written, `by_rule.py` or `by_endpoint.py` writes it, `shards.py` keeps what is written.
 """
 
-import random
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
-from typing import Literal
+import importlib.metadata
+import inspect
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-from llava_ohd.errors import DataFormatError
-from llava_ohd.evals.pope_questions import ImageObjects, Sampler
+from llava_ohd import __version__
+from llava_ohd.code_digest import code_digest
+from llava_ohd.files import sha256_file, write_json
+from llava_ohd.ohd_caps.by_rule import RuleWriter, Written
 from llava_ohd.ohd_caps.coco import CocoImage
-from llava_ohd.ohd_caps.lexicon import Lexicon
-from llava_ohd.ohd_caps.records import INSERTIONS, Negative, OhdRow
-from llava_ohd.ohd_caps.rewriting import Rewriter
-from llava_ohd.ohd_caps.sources import image_key
-from llava_ohd.ohd_caps.style import study
-from llava_ohd.progress import track
+from llava_ohd.ohd_caps.exclusions import image_key, read_exclusions
+from llava_ohd.ohd_caps.planning import BuildConfig, Plan, Planned, make_plans
+from llava_ohd.ohd_caps.readers import write_rows
+from llava_ohd.ohd_caps.records import OhdRow
+from llava_ohd.ohd_caps.shards import write_in_shards
 
-__all__ = ["BuildConfig", "build_rows"]
+__all__ = ["BuildConfig", "Exclusion", "Writer", "build_file", "build_rows", "exclusions", "provenance_path"]
 
-_SUBSETS = ((0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2))
-_TRIES = 50
-_STUDIED = 50_000  # captions that the style is taken from
+
+class Writer(Protocol):
+    """Writes rows of plans."""
+
+    identity: dict[str, Any]
+    """What it is: enough to know whether two files were written alike, and nothing secret."""
+
+    def __call__(self, plans: Sequence[Plan]) -> list[Written]:
+        """Writes one row per plan, in their order."""
 
 
 @dataclass(frozen=True)
-class BuildConfig:
-    """How rows are built.
+class Exclusion:
+    """A file of images to leave out.
 
     Attributes:
-        seed: Seed of every choice.
-        limit: Number of rows; None for all images.
-        caption: Which of an image's captions: the one that names most of its objects, the first, or a random one.
-        altered: Share of the six removals that are alterations even where a removal is possible. In the authors' test
-            files 86 to 95 % are alterations, because their annotations name much that no caption does.
-        workers: Processes for rewriting.
+        path: The file.
+        keys: Their `image_key`s.
+        images: How many images of the source they are.
     """
 
-    seed: int = 0
-    limit: int | None = None
-    caption: Literal["most", "first", "random"] = "most"
-    altered: float = 0.5
-    workers: int = 1
+    path: Path
+    keys: frozenset[str]
+    images: int
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What will be written for one image: its caption, its objects, and the absent objects of each strategy."""
+def exclusions(paths: Iterable[Path], images: Sequence[CocoImage]) -> list[Exclusion]:
+    """Reads files of images to leave out, and counts how many of the images each has.
 
-    image: str
-    caption: str
-    objects: tuple[str, ...]
-    absent: dict[str, tuple[str, ...]]
-    seed: str
+    Raises:
+        DataFormatError: a missing or empty file, or one without images.
+    """
+    found = []
+    for path in paths:
+        keys = frozenset(read_exclusions(path))
+        found.append(Exclusion(path, keys, sum(image_key(image.file_name) in keys for image in images)))
+    return found
 
 
 def build_rows(
@@ -71,116 +72,80 @@ def build_rows(
     vocabulary: Iterable[str] = (),
     excluded: Collection[str] = (),
 ) -> list[OhdRow]:
-    """Builds one row per image that has a caption and an object.
+    """Builds rows by rule in memory; arguments and errors are those of `planning.make_plans`."""
+    planned = make_plans(images, config, vocabulary=vocabulary, excluded=excluded)
+    return [written.row for written in RuleWriter(planned)(planned.plans)]
+
+
+def build_file(
+    out: Path, planned: Planned, write: Writer, sources: Sequence[Path], left_out: Sequence[Exclusion]
+) -> list[Written]:
+    """Writes the rows and, beside them, where they come from; goes on where an interrupted run stopped.
 
     Args:
-        images: The images; frequencies and co-occurrence are counted over all that are not excluded.
-        config: Seed, limit and choices.
-        vocabulary: Further object names to look for in captions, beside those of the annotations.
-        excluded: `image_key` of images to leave out, such as those of a test set.
+        out: The file of rows. `OUT.parts` is there while it is not finished.
+        planned: What to write.
+        write: Writes it.
+        sources: The files that the images come from.
+        left_out: What was excluded.
 
     Returns:
-        The rows, in the order of the images.
+        The rows, and how they were written.
 
     Raises:
-        DataFormatError: no image is left, or they show so few kinds of object that none is absent.
+        StageFailed: an endpoint's budget is used up or it does not answer; what it answered is kept.
+        StorageError: the disk is full or not writable.
     """
-    kept = [image for image in images if image.captions and image_key(image.file_name) not in excluded]
-    names = dict.fromkeys(name for image in kept for name in image.objects)
-    lexicon = Lexicon([*names, *vocabulary])
-    shown = [ImageObjects(image.file_name, _objects(image, lexicon)) for image in kept]
-    plans = _plan(kept, shown, lexicon, config)
-    if not plans:
-        raise DataFormatError(
-            f"none of the {len(images)} images has a caption and an object and is not excluded; rows need all three"
-        )
-    captions = [caption for image in kept for caption in image.captions]
-    style = study(random.Random(config.seed).sample(captions, min(len(captions), _STUDIED)), lexicon)
-    write = _Writer(Rewriter(lexicon, style), lexicon.names, config.altered)
-    if config.workers <= 1:
-        return [write(plan) for plan in track(plans, "Writing negative captions")]
-    with get_context("spawn").Pool(config.workers) as pool:
-        rows = pool.imap(write, plans, chunksize=64)
-        return list(track(rows, "Writing negative captions", total=len(plans)))
+    parts = out.with_name(f"{out.name}.parts")
+    code = [code_digest(Path(file)) for file in (__file__, inspect.getfile(type(write)))]
+    made_from = {"code": code, "planned": planned.digest, "writer": write.identity}
+    workers = planned.config.workers if isinstance(write, RuleWriter) else 1
+    written = write_in_shards(parts, made_from, planned.plans, write, workers)
+    write_rows(out, [item.row for item in written])
+    write_json(provenance_path(out), _provenance(out, planned, write, written, sources, left_out))
+    shutil.rmtree(parts)
+    return written
 
 
-def _objects(image: CocoImage, lexicon: Lexicon) -> tuple[str, ...]:
-    """What the image shows: the annotated objects, then those that only its captions name."""
-    named = sorted(set().union(*(lexicon.named(caption) for caption in image.captions)))
-    return tuple(dict.fromkeys([*image.objects, *named]))
+def provenance_path(out: Path) -> Path:
+    """Returns where the origin of a file of rows is written down."""
+    return out.with_name(f"{out.stem}.provenance.json")
 
 
-def _plan(
-    images: Sequence[CocoImage], shown: Sequence[ImageObjects], lexicon: Lexicon, config: BuildConfig
-) -> list[_Plan]:
-    choose = _caption_chooser(lexicon, config)
-    sampler = Sampler(shown, config.seed)
-    plans: list[_Plan] = []
-    for image, item in zip(images, shown, strict=True):
-        if len(plans) == config.limit:
-            break
-        if item.objects:
-            absent = {strategy: _absent(item, strategy, sampler) for strategy in INSERTIONS}
-            seed = f"{config.seed} {image.file_name}"
-            plans.append(_Plan(image.file_name, choose(image), item.objects, absent, seed))
-    return plans
+def _provenance(
+    out: Path,
+    planned: Planned,
+    write: Writer,
+    written: Sequence[Written],
+    sources: Sequence[Path],
+    left_out: Sequence[Exclusion],
+) -> dict[str, Any]:
+    config = asdict(planned.config)
+    del config["workers"]  # does not change the rows
+    strategies = Counter(negative.strategy for item in written for negative in item.row.negatives)
+    return {
+        "file": out.name,
+        "sha256": sha256_file(out),
+        "rows": len(written),
+        "config": config,
+        "sources": [_named(path) for path in sources],
+        "exclusions": [
+            {**_named(item.path), "names": len(item.keys), "images_excluded": item.images} for item in left_out
+        ],
+        "objects": len(planned.lexicon.names),
+        "negatives": dict(strategies),
+        "rewriter": write.identity,
+        "by_rule_instead": {
+            "negatives": sum(item.fallbacks for item in written),
+            "rows": sum(item.fallbacks > 0 for item in written),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "llava_ohd": __version__,
+            "inflect": importlib.metadata.version("inflect"),
+        },
+    }
 
 
-def _absent(item: ImageObjects, strategy: str, sampler: Sampler) -> tuple[str, ...]:
-    """Three absent objects, each chosen beside another present one as far as there are so many."""
-    chosen: list[str] = []
-    for index in range(3):
-        chosen.append(sampler.absent(item.objects, item.objects[index % len(item.objects)], strategy, chosen))
-    return tuple(chosen)
-
-
-def _caption_chooser(lexicon: Lexicon, config: BuildConfig) -> Callable[[CocoImage], str]:
-    def most(image: CocoImage) -> str:
-        return max(image.captions, key=lambda caption: len(lexicon.named(caption)))
-
-    def drawn(image: CocoImage) -> str:
-        return random.Random(f"{config.seed} caption {image.file_name}").choice(image.captions)
-
-    return {"most": most, "first": lambda image: image.captions[0], "random": drawn}[config.caption]
-
-
-class _Writer:
-    """Turns a plan into a row; an object and not a closure, so that it can be sent to another process."""
-
-    def __init__(self, rewriter: Rewriter, names: tuple[str, ...], altered: float) -> None:
-        self.rewriter, self.names, self.altered = rewriter, names, altered
-
-    def __call__(self, plan: _Plan) -> OhdRow:
-        rng = random.Random(plan.seed)
-        seen = {plan.caption.casefold()}
-        negatives = []
-        for strategy in INSERTIONS:
-            for subset in _SUBSETS:
-                objects = tuple(plan.absent[strategy][index] for index in subset)
-                negatives.append(self._distinct(partial(self._insert, plan, objects, strategy, rng), seen))
-        for subset in _SUBSETS[:-1]:
-            objects = tuple(dict.fromkeys(plan.objects[index % len(plan.objects)] for index in subset))
-            negatives.append(self._distinct(partial(self._remove_or_alter, plan, objects, rng), seen))
-        return OhdRow(plan.image, plan.caption, tuple(negatives), plan.objects)
-
-    def _distinct(self, write: Callable[[], Negative], seen: set[str]) -> Negative:
-        """Writes until the result is new; after some tries a repetition is accepted (short captions have few edits)."""
-        for _ in range(_TRIES):
-            negative = write()
-            if negative.caption.casefold() not in seen:
-                break
-        seen.add(negative.caption.casefold())
-        return negative
-
-    def _insert(self, plan: _Plan, objects: tuple[str, ...], strategy: str, rng: random.Random) -> Negative:
-        return Negative(self.rewriter.insert(plan.caption, objects, rng), strategy, objects)
-
-    def _remove_or_alter(self, plan: _Plan, objects: tuple[str, ...], rng: random.Random) -> Negative:
-        absent = [name for name in self.names if name not in plan.objects]
-        removed = None if rng.random() < self.altered else self.rewriter.remove(plan.caption, objects)
-        if removed is not None:
-            return Negative(removed, "removal", objects)
-        text = self.rewriter.alter(plan.caption, objects, absent, rng)
-        if text is None:  # nothing in the caption can be removed or altered: name something else that is not there
-            text = self.rewriter.insert(plan.caption, [rng.choice(absent)], rng)
-        return Negative(text, "alteration", objects)
+def _named(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": sha256_file(path)}

@@ -16,7 +16,7 @@ from llava_ohd.evals.pope_questions import ImageObjects
 from llava_ohd.files import read_json
 from llava_ohd.ohd_caps.grammar import counted, enumerate_phrases
 
-__all__ = ["CocoImage", "Instance", "describe", "image_objects", "read_coco"]
+__all__ = ["CocoImage", "Instance", "describe", "image_objects", "read_captions", "read_coco"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_coco(instances: Path, captions: Path | None = None) -> list[CocoImage]:
         raise _not_coco(instances, error, "images, annotations (with bbox) and categories") from None
     if not files:
         raise DataFormatError(f"{instances} lists no image; give an instances file with at least one")
-    texts = {} if captions is None else _read_captions(captions)
+    texts = {} if captions is None else read_captions(captions, read_json(captions))
     if captions is not None and not texts.keys() & files.keys():
         raise DataFormatError(f"{captions} has no caption for any image of {instances}; give files of the same split")
     return [CocoImage(files[key], tuple(found[key]), tuple(texts.get(key, ()))) for key in files]
@@ -114,8 +114,16 @@ def _instance(row: dict[str, Any], names: dict[Any, str]) -> Instance:
     )
 
 
-def _read_captions(path: Path) -> dict[Any, list[str]]:
-    record = read_json(path)
+def read_captions(path: Path, record: Any) -> dict[Any, list[str]]:
+    """Returns the captions of a COCO captions file by image id, blanks made single.
+
+    Args:
+        path: For messages.
+        record: What the file holds.
+
+    Raises:
+        DataFormatError: not of that format.
+    """
     texts: dict[Any, list[str]] = {}
     try:
         for row in record["annotations"]:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-__all__ = ["counted", "enumerate_phrases", "is_plural", "plural", "with_article"]
+__all__ = ["counted", "enumerate_phrases", "is_mass", "is_plural", "plural", "with_article"]
 
 _MOST_COUNTED = 10
 _PAIRS = {"scissors", "skis", "glasses", "sunglasses", "jeans", "pants", "trousers", "shorts"}
 _MASS = {"broccoli", "grass", "sand", "snow", "water", "sky", "food", "hair", "furniture", "luggage", "clothing"}
+_MASS |= {"cardboard", "dirt", "gravel", "paper"}
+_UNIQUE = {"sky", "sea", "floor", "ceiling"}  # a picture has one: "near the sky"
 _SINGULAR = {"canvas", "christmas", "lens"}
 
 
@@ -21,6 +23,11 @@ def _engine() -> Any:
     import inflect
 
     return inflect.engine()
+
+
+def is_mass(noun: str) -> bool:
+    """Says whether a noun has no plural ("snow"), or is named as the only one of its kind ("the sky")."""
+    return _head(noun) in _MASS | _UNIQUE
 
 
 @cache
@@ -42,7 +49,9 @@ def is_plural(noun: str) -> bool:
 
 @cache
 def with_article(phrase: str) -> str:
-    """Returns the phrase after "a" or "an", or alone where it takes none."""
+    """Returns the phrase after "a" or "an", alone where it takes none, "the sky" where there is but one."""
+    if phrase in _UNIQUE:
+        return f"the {phrase}"
     return phrase if is_plural(phrase) else str(_engine().a(phrase))
 
 

@@ -10,8 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llava_ohd.ohd_caps.grammar import is_plural, plural
-from llava_ohd.ohd_caps.words import ADJECTIVES, ANIMATE, COLOURS, DETERMINERS, SYNONYMS, ends_phrase, is_participle
+from llava_ohd.ohd_caps.grammar import is_mass, is_plural, plural
+from llava_ohd.ohd_caps.words import (
+    ADJECTIVES,
+    ANIMATE,
+    COLLECTIVES,
+    COLOURS,
+    DETERMINERS,
+    SYNONYMS,
+    ends_phrase,
+    is_participle,
+)
 
 __all__ = ["Lexicon", "Mention", "Word", "split_words"]
 
@@ -83,6 +92,9 @@ class Lexicon:
         self._known: dict[str, tuple[Mention, ...]] = {}
         self._longest = max((len(form) for form in self._forms), default=0)
 
+    def __reduce__(self) -> tuple[type["Lexicon"], tuple[tuple[str, ...]]]:
+        return Lexicon, (self.names,)  # other processes need not what this one has read
+
     def mentions(self, caption: str) -> tuple[Mention, ...]:
         """Finds the objects that a caption names, from left to right, longest names first."""
         if caption not in self._known:
@@ -125,10 +137,17 @@ class Lexicon:
             determiner,
             tuple(word.text for word in words[begin + bool(determiner) : position]),
             " ".join(word.text for word in words[position : position + size]),
-            many,
-            not self._goes_on(words, position + size)
-            or (name in ANIMATE and determiner in ("a", "an", "the") and self._is_verb(words, position + size)),
+            many or (not determiner and _is_gathered(words, begin)),
+            self._ends(words, position, size, name, determiner),
         )
+
+    def _ends(self, words: Sequence[Word], position: int, size: int, name: str, determiner: str) -> bool:
+        """Whether the phrase surely ends behind the noun."""
+        if determiner in ("a", "an") and is_mass(words[position + size - 1].text):
+            return False  # "a dirt hiking trail"
+        if not self._goes_on(words, position + size):
+            return True
+        return name in ANIMATE and determiner in ("a", "an", "the") and self._is_verb(words, position + size)
 
     @staticmethod
     def _is_verb(words: Sequence[Word], position: int) -> bool:
@@ -136,6 +155,11 @@ class Lexicon:
         following = words[position + 1] if position + 1 < len(words) else None
         ends = following is None or following.is_mark or ends_phrase(following.text)
         return ends and words[position].text.endswith("s") and not words[position].text.endswith("ss")
+
+
+def _is_gathered(words: Sequence[Word], begin: int) -> bool:
+    """A noun behind "a herd of" stands for several, also where it is written without s."""
+    return begin >= 2 and words[begin - 1].text == "of" and words[begin - 2].text in COLLECTIVES
 
 
 def _phrase_start(words: Sequence[Word], noun: int, floor: int) -> tuple[int, str]:

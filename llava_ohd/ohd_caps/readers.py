@@ -3,18 +3,21 @@
 - ours, JSON Lines: `{"image", "caption", "negatives": [{"caption", "strategy", "objects"}], "objects"}`;
 - the authors' annotation files (`*_annotations.json`): `file_path`, `positive_sample`, `ground_truth`, and from
   "object, object" to caption `random_samples`, `popular_samples`, `adversarial_samples` and `delete_samples`;
-- the authors' flat files (`*_out_label.json`, `dev_data.json`, `all_train.json`): `image`, `caption` (28, shuffled),
-  `label` (index of the right one) and sometimes `valid_caption` (0 marks the filler "###").
+- the authors' flat files (`*_out_label.json`, `dev_data.json`, `all_train.json`, also inside its `all_train.zip`):
+  `image`, `caption` (28, shuffled), `label` (index of the right one) and sometimes `valid_caption` (0 marks a filler:
+  "###", once "##z#").
 
 A newline inside a caption becomes a blank, as in the authors' flat files, so that both forms give the same captions.
-Negatives equal to the caption are kept here: dropping them is a decision of the reader's user.
+Negatives equal to the caption are kept here: `ohd_caps/audit.py` counts and drops them.
 
 Source: Yufang-Liu/clip_hallucination@8a748e6 data/OHD-Caps, utils/generate_negative_samples.py
 """
 
+import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llava_ohd.errors import DataFormatError
 from llava_ohd.files import read_jsonl, write_jsonl
@@ -25,11 +28,12 @@ __all__ = ["read_rows", "write_rows"]
 _FILLER = "###"
 
 
-def read_rows(path: Path) -> list[OhdRow]:
+def read_rows(path: Path, verbatim: bool = False) -> list[OhdRow]:
     """Reads a file of OHD-Caps rows; the form is recognised by the keys of each row.
 
     Args:
-        path: JSON Lines, or one JSON array of the same objects.
+        path: JSON Lines, or one JSON array of the same objects; or a zip archive with one such file.
+        verbatim: Leave newlines inside captions as they are.
 
     Returns:
         The rows in the order of the file; every row has at least one negative.
@@ -38,9 +42,10 @@ def read_rows(path: Path) -> list[OhdRow]:
         DataFormatError: missing or empty file, or a row in none of the three forms; the message gives the row number.
     """
     rows = []
-    for number, record in enumerate(read_jsonl(path), 1):
+    for number, record in enumerate(_records(path), 1):
         try:
-            rows.append(_parse(record))
+            row = _parse(record)
+            rows.append(row if verbatim else _on_one_line(row))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             reason = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
             raise DataFormatError(
@@ -73,6 +78,26 @@ def write_rows(path: Path, rows: Iterable[OhdRow]) -> None:
     write_jsonl(path, records)
 
 
+def _records(path: Path) -> list[dict[str, Any]]:
+    if not zipfile.is_zipfile(path):
+        return read_jsonl(path)
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith((".json", ".jsonl"))]
+    names = [name for name in names if not name.startswith("__MACOSX/")]
+    if len(names) != 1:
+        raise DataFormatError(f"{path} holds {names or 'no .json'}; an archive with one .json file is expected")
+    return read_jsonl(cast(Path, zipfile.Path(path, names[0])))
+
+
+def _on_one_line(row: OhdRow) -> OhdRow:
+    negatives = tuple(replace(negative, caption=_joined(negative.caption)) for negative in row.negatives)
+    return replace(row, caption=_joined(row.caption), negatives=negatives)
+
+
+def _joined(text: str) -> str:
+    return text.replace("\r\n", " ").replace("\n", " ")
+
+
 def _parse(record: dict[str, Any]) -> OhdRow:
     forms: dict[str, Callable[[dict[str, Any]], OhdRow]] = {
         "negatives": _parse_ours,
@@ -91,7 +116,7 @@ def _parse(record: dict[str, Any]) -> OhdRow:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"a text is expected where {value!r} stands")
-    return value.replace("\r\n", " ").replace("\n", " ")
+    return value
 
 
 def _names(value: Any) -> tuple[str, ...]:

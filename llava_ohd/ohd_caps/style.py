@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from llava_ohd.ohd_caps.grammar import with_article
+from llava_ohd.ohd_caps.grammar import is_mass, with_article
 from llava_ohd.ohd_caps.lexicon import Lexicon, Mention
 from llava_ohd.ohd_caps.words import COLOURS, OPPOSITES
 
@@ -55,7 +55,13 @@ class Style:
         if like and not COLOURS.isdisjoint(like.adjectives) and self.colours.get(name):
             words.insert(0, _draw(self.colours[name], rng))
         sizes = self.sizes.get(first)
-        if like and not OPPOSITES.keys().isdisjoint(like.adjectives) and sizes and name != "person":
+        if (
+            like
+            and not OPPOSITES.keys().isdisjoint(like.adjectives)
+            and sizes
+            and name != "person"
+            and not is_mass(name)
+        ):
             words.insert(0, _draw(sizes, rng))
         return with_article(" ".join(words)) if article else " ".join(words)
 

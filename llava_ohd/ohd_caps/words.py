@@ -4,6 +4,7 @@ __all__ = [
     "ADJECTIVES",
     "ANIMATE",
     "AUXILIARIES",
+    "COLLECTIVES",
     "COLOURS",
     "DETERMINERS",
     "NUMBERS",
@@ -26,6 +27,9 @@ OPPOSITES |= {small: large for large, small in OPPOSITES.items() if small != "sh
 DETERMINERS = _set(
     "a an the some several many few two three four five six seven eight nine ten his her its their our my your "
     "this that these those another each every no any both one"
+)
+COLLECTIVES = _set(
+    "herd flock group pair couple number bunch row lot pack crowd pile stack variety line team family set plenty"
 )
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight")
 PREPOSITIONS = _set(

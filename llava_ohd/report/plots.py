@@ -71,7 +71,7 @@ def _wrapped(title: str) -> str:
 def curves(
     panel: str, lines: Mapping[str, Sequence[Mapping[str, float]]], names: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """Draws training curves.
+    """Draws training curves: the loss of every step, pale, and its running mean (batches differ in how hard they are).
 
     Args:
         panel: Title.
@@ -86,13 +86,21 @@ def curves(
         known = {names.get("stock"): _STOCK, names.get("ours"): _OURS, "ours": _OURS, "stock": _STOCK}
         colour = known.get(label, (_OURS, _STOCK)[place % 2])
         x, y = ([point[key] for point in points] for key in ("step", "loss"))
-        axes.plot(x, y, color=colour, linewidth=1.3, label=label)
+        axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.3)
+        axes.plot(x, _smoothed(y), color=colour, linewidth=1.4, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(color=_LINE, linewidth=0.6)
     if len(lines) > 1:
         _legend(figure)
     return _svg(figure, f"{panel}: training curve, loss by step")
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Averages each value with its neighbours, a twentieth of the run in all, fewer at the ends."""
+    reach = len(values) // 40
+    windows = (values[max(i - reach, 0) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _legend(figure: "Figure") -> None:

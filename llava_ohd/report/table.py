@@ -117,7 +117,7 @@ def sentence(record: dict[str, Any], key: tuple[str, str]) -> str:
     ]
     return (
         f"{text}: {number(gap['value'], unit, '+')} points, {judged} "
-        f"(95\u00a0% interval {low} to {high}, p\u00a0{_equals(row['p_holm'])})."
+        f"(95\u00a0% interval {low} to {high}, p\u00a0(Holm)\u00a0{_equals(row['p_holm'])})."
     )
 
 
@@ -150,7 +150,7 @@ def plain(record: dict[str, Any], *, everything: bool = False) -> str:
 
 def markdown(record: dict[str, Any]) -> str:
     """Formats the findings, the headline metrics and all metrics as Markdown."""
-    parts = [headline(record), *(f"- {text}" for text in findings(record))]
+    parts = [f"- {text}" for text in (headline(record), *findings(record))]
     for title, everything in (("Headline metrics", False), ("All metrics", True)):
         lines = [" | ".join(row) for row in _chosen(record, everything)]
         parts.append(f"\n## {title}\n")

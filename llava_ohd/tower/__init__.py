@@ -14,11 +14,12 @@ Needs python >= 3.10, torch >= 2.1, transformers >= 4.37, and imports them at th
 
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.tower.names import model_for, register, registered, resolve
+from llava_ohd.tower.names import resolve
+from llava_ohd.tower.registry import model_for, register, registered
 
 if TYPE_CHECKING:
     from llava_ohd.tower.comparing import Difference, compare
-    from llava_ohd.tower.encoder_dir import Encoder, check, load, load_tokenizer, write
+    from llava_ohd.tower.encoder_dir import Encoder, check, load, write
     from llava_ohd.tower.images import load_processor, mean_color, open_image, pad_to_square, process_images
     from llava_ohd.tower.importing import import_encoder
     from llava_ohd.tower.llava_checkpoints import check_llava_base, check_llava_checkpoint
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         unregister_from_transformers,
     )
     from llava_ohd.tower.swapping import swap, verify
+    from llava_ohd.tower.tokenizer import load_tokenizer
     from llava_ohd.tower.vision_tower import OHDVisionTower
 
 __all__ = [
@@ -75,6 +77,7 @@ _MODULES = {
         "unregister_from_transformers",
     ),
     "swapping": ("swap", "verify"),
+    "tokenizer": ("load_tokenizer",),
     "vision_tower": ("OHDVisionTower",),
 }
 

@@ -9,21 +9,32 @@ import json
 import sys
 from typing import Any
 
-from llava_ohd.errors import exit_on_error
-from llava_ohd.tower import names
+from llava_ohd.errors import LlavaOhdError, exit_on_error
+from llava_ohd.tower import names, registry
 
-_EXAMPLES = """\
-python -m llava_ohd.tower ours               check the encoder `ours` and print its path
-python -m llava_ohd.tower check PATH         say what a folder holds, or what is wrong with it
-python -m llava_ohd.tower list               all names and where they lead
-python -m llava_ohd.tower register mine PATH make an encoder known as `mine`
-python -m llava_ohd.tower import SRC DST     make an encoder folder of a CLIP from elsewhere
-python -m llava_ohd.tower diff openai ours --images photos/
-                                             what changes for LLaVA; must its projector be trained again?
+_DESCRIPTION = """\
+Encoders by name: find, check, list, register, import, compare.
+
+The whole plug-in for the original LLaVA, whose code stays as it is:
+  --vision_tower "$(python -m llava_ohd.tower ours)"
+"""
+_EPILOG = """\
+examples:
+  python -m llava_ohd.tower ours               check the encoder `ours` and print its path
+  python -m llava_ohd.tower check PATH         say what a folder holds, or what is wrong with it
+  python -m llava_ohd.tower list               all names and where they lead
+  python -m llava_ohd.tower register mine PATH make an encoder known as `mine`
+  python -m llava_ohd.tower import SRC DST     make an encoder folder of a CLIP from elsewhere
+  python -m llava_ohd.tower diff openai ours --images photos/
+                                               what changes for LLaVA; must its projector be trained again?
+
+exit codes:
+  0  done; NAME printed the path of a sound encoder, and nothing else, on stdout
+  2  refused; one line on stderr says what is wrong and what mends it, and stdout stays empty
 """
 _IMPORT_USAGE = (
     "python -m llava_ohd.tower import SRC DST [--name N] [--files-from DIR] [--base DIR] [--revision R] "
-    "[--quick-gelu true|false]"
+    "[--quick-gelu true|false] [--overwrite]"
 )
 _SOURCES = (
     "folder of a CLIPModel, CLIPVisionModel, LLaVA or LoRA, file of OpenAI or open_clip (.pt, .bin, .safetensors), or "
@@ -34,10 +45,9 @@ _SOURCES = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llava_ohd.tower",
-        usage="python -m llava_ohd.tower {NAME | check NAME_OR_PATH | list | register NAME PATH [--model DIR] | "
-        "import SRC DST [...] | diff A B [...]}",
-        description="Encoders by name: find, check, list, register, import, compare.",
-        epilog=_EXAMPLES,
+        usage="python -m llava_ohd.tower {NAME_OR_PATH | COMMAND ...}",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -64,6 +74,7 @@ def _add_import(commands: Any) -> None:
     row.add_argument("--files-from", metavar="DIR", help="gives tokenizer and preprocessor where SRC has none")
     row.add_argument("--base", metavar="DIR", help="encoder that gives the text tower, or the weights under a LoRA")
     row.add_argument("--revision", metavar="R", help="commit, tag or branch of a Hub repository")
+    row.add_argument("--overwrite", action="store_true", help="replace another encoder that is at DST")
     row.add_argument(
         "--quick-gelu",
         choices=("true", "false"),
@@ -82,6 +93,7 @@ def _import(given: argparse.Namespace) -> Any:
         revision=given.revision,
         base=given.base,
         quick_gelu=None if given.quick_gelu is None else given.quick_gelu == "true",
+        overwrite=given.overwrite,
     )
 
 
@@ -107,12 +119,15 @@ def _diff(given: argparse.Namespace) -> None:
         from llava_ohd.tower.images import find_images
 
     images = find_images(given.images, given.limit) if given.images else None
-    difference = compare(given.a, given.b, images, given.layer)
+    try:
+        difference = compare(given.a, given.b, images, given.layer)
+    except ValueError as error:
+        raise LlavaOhdError(f"--layer cannot be taken: {error}") from None
     print(json.dumps(difference.record(), indent=2) if given.json else "\n".join(difference.lines()))
 
 
 def _list() -> None:
-    rows = names.registered()
+    rows = registry.registered()
     for name, place in names.choices().items():
         model = rows.get(name, {}).get("model")
         print(
@@ -122,7 +137,7 @@ def _list() -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs one command; `NAME` alone is short for `path NAME`."""
-    if arguments and arguments[0] not in (*names.COMMANDS, "-h", "--help"):
+    if arguments and arguments[0] not in (*registry.COMMANDS, "-h", "--help"):
         arguments = ["path", *arguments]
     given = _parser().parse_args(arguments)
     with exit_on_error():
@@ -133,7 +148,7 @@ def main(arguments: list[str]) -> None:
             _diff(given)
             return
         if given.command == "register":
-            names.register(given.encoder, given.path, given.model)
+            registry.register(given.encoder, given.path, given.model)
         # Where deepspeed is installed, transformers imports it, and it logs to stdout: stdout is for the path alone.
         with contextlib.redirect_stdout(sys.stderr):
             if given.command == "import":
@@ -146,7 +161,8 @@ def main(arguments: list[str]) -> None:
         if given.command == "path":
             print(encoder.path)
         else:
-            print(f"{encoder.name}: {encoder.path}\n  digest {encoder.digest}")
+            name = given.encoder if given.command == "register" else encoder.name
+            print(f"{name}: {encoder.path}\n  digest {encoder.digest}")
             print(
                 f"  image {encoder.image_size} px, patch {encoder.patch_size} px, patch token of {encoder.hidden_size}"
             )

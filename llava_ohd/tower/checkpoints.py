@@ -1,23 +1,20 @@
 """Reads the weights of a checkpoint, whatever its container: one file or shards, safetensors, pickle, TorchScript.
 
-Nothing in a file is ever executed. Pickles are opened with `weights_only=True`; one that holds more than tensors and
-plain values is refused. Names are returned as they stand in the file.
+Nothing in a file is ever executed; a pickle that holds more than tensors and plain values is refused. Names are
+returned as they stand in the file.
 """
 
-import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from llava_ohd.errors import DataFormatError, EncoderFormatError
 from llava_ohd.files import read_json
 from llava_ohd.tower.torchscript import is_torchscript, read_torchscript
+from llava_ohd.tower.weights import is_counter, read_content
 
 __all__ = ["Checkpoint", "read_file", "read_folder"]
 
@@ -67,7 +64,7 @@ def _read_shards(index: Path, keep: Callable[[str], bool]) -> Checkpoint:
         places = {name: str(file) for name, file in read_json(index)["weight_map"].items()}
     except (DataFormatError, KeyError, TypeError, AttributeError) as error:
         raise EncoderFormatError(f"{index} is not the index of a sharded checkpoint ({error}); {_REMEDY}") from error
-    wanted = {name: place for name, place in places.items() if keep(name) and not _is_counter(name)}
+    wanted = {name: place for name, place in places.items() if keep(name) and not is_counter(name)}
     weights: dict[str, torch.Tensor] = {}
     files = [index.parent / Path(place).name for place in sorted(set(wanted.values()))]
     for file in files:
@@ -86,12 +83,11 @@ def read_file(file: Path) -> Checkpoint:
         EncoderFormatError: damaged, with code in it, or without named tensors.
     """
     program = ""
-    if file.suffix == ".safetensors":
-        content = _read_safetensors(file)
-    elif is_torchscript(file):
+    content: Any
+    if file.suffix != ".safetensors" and is_torchscript(file):
         content, program = read_torchscript(file)
     else:
-        content = _read_pickle(file)
+        content = read_content(file)
     for name in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -99,27 +95,4 @@ def read_file(file: Path) -> Checkpoint:
         raise EncoderFormatError(
             f"{file} holds something else than named tensors; give a file with a model's state_dict"
         )
-    return Checkpoint({name: w for name, w in content.items() if not _is_counter(name)}, [file], program)
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("position_ids")
-
-
-def _read_safetensors(file: Path) -> Any:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise EncoderFormatError(f"{file} is truncated or damaged ({error}); {_REMEDY}") from error
-
-
-def _read_pickle(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # a damaged pickle can raise any type
-        if found := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error)):
-            raise EncoderFormatError(
-                f"{file} holds code beside tensors ({found[1]}) and was not opened, because that would run it; where "
-                "you trust it, save its state_dict alone, best as safetensors, and import that"
-            ) from None
-        raise EncoderFormatError(f"{file} is truncated or damaged ({str(error).splitlines()[0]}); {_REMEDY}") from error
+    return Checkpoint({name: w for name, w in content.items() if not is_counter(name)}, [file], program)

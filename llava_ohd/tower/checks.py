@@ -4,19 +4,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel
+from safetensors import safe_open
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from transformers.activations import ACT2FN
 
-from llava_ohd.errors import DataFormatError, EncoderFormatError
-from llava_ohd.files import read_json, sha256_file
+from llava_ohd.errors import EncoderFormatError
+from llava_ohd.tower.layouts import some
+from llava_ohd.tower.record import read_object
+from llava_ohd.tower.shadows import check_settings
 
-__all__ = ["FORMAT", "check_finite", "check_keys", "check_preprocessor", "check_record", "read_config"]
-
-FORMAT = 1
-"""Version of the layout that ohd.json states."""
+__all__ = ["check_container", "check_finite", "check_keys", "check_preprocessor", "empty_model", "read_config"]
 
 _SIZES = {"hidden_size", "image_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "patch_size"}
-_SIZES |= {"max_position_embeddings", "projection_dim", "vocab_size"}
+_SIZES |= {"max_position_embeddings", "num_channels", "projection_dim", "vocab_size"}
+_DECIDES = (*sorted(_SIZES - {"projection_dim"}), "hidden_act", "layer_norm_eps")  # what a tower computes
+_STEPS: dict[str, Any] = dict.fromkeys(
+    ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize"), True
+)
+_STEPS |= {"resample": 3, "rescale_factor": 1 / 255}  # 3: bicubic
+_INCOMPLETE = "incomplete encoder folder"
 _LARGEST, _MOST_LAYERS = 10_000_000, 1000  # far beyond any CLIP; larger ones would only fill the memory
 
 
@@ -24,36 +30,58 @@ def read_config(folder: Path) -> Any:
     """Reads config.json as a `CLIPConfig`.
 
     Raises:
-        EncoderFormatError: not that of a full CLIPModel, or with numbers that cannot be right.
+        EncoderFormatError: not that of a full CLIPModel, with numbers that cannot be right, or one that loaders read
+            differently.
     """
-    record = _read_part(folder / "config.json")
+    file = folder / "config.json"
+    record = read_object(file, _INCOMPLETE)
     if record.get("model_type") != "clip":
         raise EncoderFormatError(
-            f"{folder}/config.json has model_type {record.get('model_type')!r}; a full CLIPModel ('clip') is expected, "
-            "with both towers"
+            f"{file} has model_type {record.get('model_type')!r}; a full CLIPModel ('clip') is expected, with both "
+            "towers"
         )
     for name in ("text_config", "vision_config"):
         _check_part(folder, name, record.get(name))
         if record.get(f"{name}_dict") is not None:  # as on the Hub; its values come before those of `name`
             _check_part(folder, f"{name}_dict", record[f"{name}_dict"])
     for part in (record, record["text_config"], record["vision_config"]):
+        check_settings(str(file), part)
         for key in ("dtype", "torch_dtype"):  # the type of the file says it; a model is always built in float32
             part.pop(key, None)
     try:
-        config: Any = CLIPConfig.from_dict(record)
+        alone: dict[str, Any] = {
+            "text_config": CLIPTextConfig.from_dict(record["text_config"]),
+            "vision_config": CLIPVisionConfig.from_dict(record["vision_config"]),
+        }
+        config: Any = CLIPConfig.from_dict(record)  # last, as it writes into the parts
     except Exception as error:  # which type is raised depends on the transformers version
-        raise EncoderFormatError(f"{folder}/config.json is not a CLIP configuration: {error}") from error
-    vision, text = config.vision_config, config.text_config
+        raise EncoderFormatError(f"{file} is not a CLIP configuration: {error}") from error
+    for name, part in alone.items():
+        _check_tower(file, name, getattr(config, name), part)
+    _check_geometry(file, config.vision_config, config.text_config)
+    return config
+
+
+def _check_tower(file: Path, name: str, full: Any, alone: Any) -> None:
+    """Compares a tower as CLIPModel builds it with the same tower as LLaVA builds it."""
+    for key in _DECIDES:
+        if getattr(full, key, None) != getattr(alone, key, None):
+            raise EncoderFormatError(
+                f"{file}: {name}_dict makes {key} {getattr(full, key)!r} in a CLIPModel, {name} makes it "
+                f"{getattr(alone, key)!r} in the tower that LLaVA loads; remove {name}_dict"
+            )
+
+
+def _check_geometry(file: Path, vision: Any, text: Any) -> None:
     if vision.image_size < vision.patch_size or vision.image_size % vision.patch_size:
         raise EncoderFormatError(
-            f"{folder}/config.json: image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}"
+            f"{file}: image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}"
         )
     if not 0 <= text.eos_token_id < text.vocab_size:
         raise EncoderFormatError(
-            f"{folder}/config.json: text_config.eos_token_id {text.eos_token_id} is outside the vocabulary of "
+            f"{file}: text_config.eos_token_id {text.eos_token_id} is outside the vocabulary of "
             f"{text.vocab_size}; every caption would get the features of its first token. Set it to the tokenizer's"
         )
-    return config
 
 
 def _check_part(folder: Path, name: str, part: Any) -> None:
@@ -66,10 +94,21 @@ def _check_part(folder: Path, name: str, part: Any) -> None:
             raise EncoderFormatError(
                 f"{folder}/config.json: {name}.{key} is {value!r}; a number from 1 to {_LARGEST} is expected"
             )
+    if part.get("hidden_size", 0) % part.get("num_attention_heads", 1):
+        raise EncoderFormatError(
+            f"{folder}/config.json: {name}.hidden_size {part['hidden_size']} cannot be divided by num_attention_heads "
+            f"{part['num_attention_heads']}; restore the file"
+        )
     if part.get("num_hidden_layers", 1) > _MOST_LAYERS:
         raise EncoderFormatError(
             f"{folder}/config.json: {name}.num_hidden_layers is {part['num_hidden_layers']}; up to {_MOST_LAYERS} are "
             "expected"
+        )
+    epsilon = part.get("layer_norm_eps", 1e-5)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise EncoderFormatError(
+            f"{folder}/config.json: {name}.layer_norm_eps is {epsilon!r}; a number between 0 and 1 is expected, CLIP's "
+            "is 1e-05"
         )
     if (activation := part.get("hidden_act", "quick_gelu")) not in list(ACT2FN):
         raise EncoderFormatError(
@@ -78,18 +117,33 @@ def _check_part(folder: Path, name: str, part: Any) -> None:
         )
 
 
-def _read_part(file: Path) -> dict[str, Any]:
+def empty_model(folder: Path, config: Any) -> CLIPModel:
+    """Returns a model without storage (meta device).
+
+    Raises:
+        EncoderFormatError: transformers cannot build one.
+    """
     try:
-        record = read_json(file)
-    except DataFormatError as error:
-        raise EncoderFormatError(f"incomplete encoder folder: {error}") from None
-    if not isinstance(record, dict):
-        raise EncoderFormatError(f"{file} holds {type(record).__name__}; an object is expected")
-    return record
+        with torch.device("meta"):
+            return CLIPModel(config)
+    except Exception as error:  # which type is raised depends on the transformers version
+        raise EncoderFormatError(f"{folder}/config.json: no CLIPModel can be made of it: {error}") from error
 
 
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+def check_container(file: Path) -> None:
+    """Looks for the mark without which transformers before 4.39 refuses a safetensors file.
+
+    Raises:
+        EncoderFormatError: it is missing, or says that the file is not for torch.
+    """
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        if metadata.get("format") != "pt":
+            raise EncoderFormatError(
+                f"{file}: metadata format is {metadata.get('format')!r}, 'pt' is expected: transformers 4.37, which "
+                "LLaVA uses, refuses the file. Write it anew with `python -m llava_ohd.tower import`"
+            )
 
 
 def check_keys(file: Path, model: CLIPModel, weights: dict[str, torch.Tensor]) -> None:
@@ -104,8 +158,8 @@ def check_keys(file: Path, model: CLIPModel, weights: dict[str, torch.Tensor]) -
         flat = any(key.startswith(("embeddings.", "encoder.layers.")) for key in unexpected)
         raise EncoderFormatError(
             f"{file} does not hold the tensors that its config.json asks for"
-            + (f"; missing: {_some(missing)}" if missing else "")
-            + (f"; unexpected: {_some(unexpected)}" if unexpected else "")
+            + (f"; missing: {some(missing)}" if missing else "")
+            + (f"; unexpected: {some(unexpected)}" if unexpected else "")
             + (". This is a CLIPVisionModel saved by transformers >= 5.6 (no 'vision_model.' level)" if flat else "")
             + ". Write the full CLIPModel with llava_ohd.tower.write"
         )
@@ -126,46 +180,24 @@ def check_finite(file: Path, weights: dict[str, torch.Tensor]) -> None:
     """
     broken = [key for key, weight in weights.items() if not torch.isfinite(weight).all()]
     if broken:
-        raise EncoderFormatError(f"{file} holds NaN or Inf in {_some(broken)}; the training that made it diverged")
-
-
-def check_record(folder: Path, file: Path, digest: str) -> str:
-    """Compares the weights with ohd.json.
-
-    Returns:
-        The encoder's name; the folder's name where there is no ohd.json.
-
-    Raises:
-        EncoderFormatError: another digest, or another file.
-    """
-    if not (folder / "ohd.json").is_file():
-        return folder.resolve().name
-    record = _read_part(folder / "ohd.json")
-    if record.get("format") != FORMAT or record.get("kind") != "encoder":
-        raise EncoderFormatError(
-            f"{folder}/ohd.json is format {record.get('format')!r}, kind {record.get('kind')!r}; format {FORMAT}, kind "
-            "'encoder' is expected. A newer version of llava_ohd may have written it"
-        )
-    if record.get("digest") != digest:
-        raise EncoderFormatError(
-            f"{file}: the vision tower has digest {digest[:12]}, ohd.json says {str(record.get('digest'))[:12]}; the "
-            "weights were altered or belong to another encoder. Copy the folder again, or make it again"
-        )
-    if record.get("file_sha256") != sha256_file(file):
-        raise EncoderFormatError(
-            f"{file} was altered after it was written (outside the vision tower); copy or make the folder again"
-        )
-    return str(record.get("name") or folder.resolve().name)
+        raise EncoderFormatError(f"{file} holds NaN or Inf in {some(broken)}; the training that made it diverged")
 
 
 def check_preprocessor(folder: Path, image_size: int) -> None:
-    """Checks that preprocessor_config.json makes images of `image_size` pixels with a sane mean and deviation.
+    """Checks that preprocessor_config.json makes images of `image_size` pixels by the steps of CLIP, and sane numbers.
 
     Raises:
         EncoderFormatError: missing, or anything else.
     """
     file = folder / "preprocessor_config.json"
-    record = _read_part(file)
+    record = read_object(file, _INCOMPLETE)
+    check_settings(str(file), record)
+    for key, expected in _STEPS.items():  # a key that is absent has this value in every version
+        if (value := record.get(key, expected)) != expected or isinstance(value, bool) != isinstance(expected, bool):
+            raise EncoderFormatError(f"{file}: {key} is {value!r}; CLIP's {expected!r} is expected. Restore the file")
+    for key in ("do_pad", "image_processor"):  # read by some versions only
+        if record.get(key):
+            raise EncoderFormatError(f"{file}: {key} is {record[key]!r}; CLIP has none. Restore the file")
     for key, sides in (("crop_size", ("height", "width")), ("size", ("shortest_edge",))):
         value = record.get(key)
         found = {value} if isinstance(value, int) else {(value or {}).get(side) for side in sides}

@@ -1,9 +1,6 @@
 """The encoder folder: the layout of openai/clip-vit-large-patch14-336, plus `ohd.json` that says what it must contain.
 
-config.json, model.safetensors, preprocessor_config.json, tokenizer files, and
-
-ohd.json: {"format": 1, "kind": "encoder", "name", "digest": of the vision tower, "file_sha256": of model.safetensors,
-           "parents": [{"path", "digest"}], "config": {how it was made}, "versions": {...}}
+config.json, model.safetensors, preprocessor_config.json, tokenizer files, and ohd.json as record.py describes it.
 
 Weights keep the names `vision_model.*` and `text_model.*` that every transformers version since 4.37 loads. They are
 never written by `save_pretrained`, which since 5.6 may leave out `vision_model.`; older versions then load random
@@ -11,31 +8,33 @@ weights with only a warning. Here, everything that does not fit raises.
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound, StorageError
 from llava_ohd.files import atomic_folder, sha256_file, write_json
 from llava_ohd.results import versions
-from llava_ohd.tower.checks import FORMAT, check_finite, check_keys, check_preprocessor, check_record, read_config
+from llava_ohd.tower.checks import (
+    check_container,
+    check_finite,
+    check_keys,
+    check_preprocessor,
+    empty_model,
+    read_config,
+)
+from llava_ohd.tower.every_version import add_vocabulary
+from llava_ohd.tower.record import COPIED, FORMAT, check_record, file_sums
+from llava_ohd.tower.shadows import check_shadows
+from llava_ohd.tower.tokenizer import check_tokenizer
 from llava_ohd.tower.weights import read_weights, tower_digest, weights_file, write_weights
 
-__all__ = ["Encoder", "check", "load", "load_tokenizer", "write"]
-
-_COPIED = (
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+__all__ = ["Encoder", "check", "load", "write"]
 
 
 @dataclass(frozen=True)
@@ -86,19 +85,20 @@ def write(
         StorageError: no room, not writable, or `destination` holds something else than an encoder.
     """
     destination = Path(destination).resolve()
-    free = not destination.exists() or (destination.is_dir() and not any(destination.iterdir()))
-    if not free and not (destination / "ohd.json").is_file():
+    if _is_something_else(destination) and _is_something_else(destination):  # twice: another writer may replace it
         raise StorageError(f"{destination} holds something else than an encoder, which would be lost; choose another")
     weights = {key: weight for key, weight in model.state_dict().items() if not key.endswith(".position_ids")}
     digest = tower_digest(weights)
     with atomic_folder(destination) as folder:
         write_json(folder / "config.json", _config_record(model))
-        for file in _COPIED:
+        for file in COPIED:
             if (Path(files_from) / file).is_file():
                 shutil.copyfile(Path(files_from) / file, folder / file)
+        add_vocabulary(folder)
         write_weights(folder / "model.safetensors", weights)
         record = {"format": FORMAT, "kind": "encoder", "name": name, "digest": digest}
-        record |= {"file_sha256": sha256_file(folder / "model.safetensors"), "parents": parents, "config": config}
+        record |= {"file_sha256": sha256_file(folder / "model.safetensors"), "files": file_sums(folder)}
+        record |= {"parents": parents, "config": config}
         write_json(folder / "ohd.json", record | {"versions": versions()})
         try:
             check(folder)
@@ -109,8 +109,18 @@ def write(
     return digest
 
 
+def _is_something_else(destination: Path) -> bool:
+    try:
+        names = os.listdir(destination)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
+    return bool(names) and "ohd.json" not in names
+
+
 def check(path: str | Path) -> Encoder:
-    """Checks everything about an encoder folder: keys, shapes, finite numbers, digests, preprocessing.
+    """Checks everything about an encoder folder: keys, shapes, finite numbers, digests, preprocessing, tokenizer.
 
     A folder without ohd.json (a stock CLIP download) passes where its weights are complete.
 
@@ -163,32 +173,6 @@ def fill(model: CLIPModel, weights: dict[str, torch.Tensor]) -> CLIPModel:
     return model.eval()
 
 
-def load_tokenizer(path: str | Path) -> CLIPTokenizer:
-    """Loads the tokenizer of an encoder folder; `truncation=True` cuts at the length that the text tower takes.
-
-    Raises:
-        EncoderFormatError: the folder has no tokenizer files, or they do not belong to its text tower.
-    """
-    return tokenizer_for(read_config(Path(path)).text_config, path)
-
-
-def tokenizer_for(text: Any, path: str | Path) -> CLIPTokenizer:
-    """Loads the tokenizer in a folder for the text tower of configuration `text`, as `load_tokenizer`."""
-    folder = Path(path)
-    if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
-        raise EncoderFormatError(f"{folder} has no tokenizer files; copy them from the encoder it was made from")
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
-    # The text tower reads a caption off at this token; 2 stands for the highest id in configurations made before 2023.
-    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
-    if tokenizer.eos_token_id != end or len(tokenizer) > text.vocab_size:
-        raise EncoderFormatError(
-            f"{folder}: the tokenizer has {len(tokenizer)} pieces and ends a caption with {tokenizer.eos_token_id}; "
-            f"the text tower knows {text.vocab_size} and looks for {end}. Copy the tokenizer it was trained with"
-        )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_position_embeddings)
-    return tokenizer
-
-
 def _config_record(model: CLIPModel) -> dict[str, Any]:
     record = json.loads(model.config.to_json_string(use_diff=False))
     for part in (record, record["text_config"], record["vision_config"]):
@@ -209,16 +193,22 @@ def read(folder: Path) -> tuple[Encoder, CLIPModel, dict[str, torch.Tensor]]:
         raise EncoderNotFound(
             f"{folder} is not a folder; give an encoder folder or one of `python -m llava_ohd.tower list`"
         )
+    # First the sums, last ohd.json: what was read in between is what the sums are of, even beside a writer.
+    sums = file_sums(folder)
+    check_shadows(folder)
     config = read_config(folder)
-    with torch.device("meta"):
-        model = CLIPModel(config)
+    model = empty_model(folder, config)
     file = weights_file(folder)
+    if (folder / "ohd.json").is_file():
+        sums[file.name] = sha256_file(file)
     weights = read_weights(file)
+    check_container(file)
     check_keys(file, model, weights)
-    digest = tower_digest(weights)
-    name = check_record(folder, file, digest)
-    check_finite(file, weights)
     check_preprocessor(folder, config.vision_config.image_size)
+    check_tokenizer(folder, config.text_config)
+    digest = tower_digest(weights)
+    name = check_record(folder, file, digest, sums)
+    check_finite(file, weights)
     vision = config.vision_config
     encoder = Encoder(folder.resolve(), name, digest, vision.image_size, vision.patch_size, vision.hidden_size)
     return encoder, model, weights

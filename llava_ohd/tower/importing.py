@@ -14,19 +14,24 @@ from typing import Any
 import torch
 from transformers import CLIPModel
 
-from llava_ohd.errors import EncoderFormatError, EncoderNotFound
+from llava_ohd.errors import EncoderFormatError, EncoderNotFound, StorageError
 from llava_ohd.files import read_json, sha256_file
+from llava_ohd.tower import hub
+from llava_ohd.tower.checkpoints import read_folder
 from llava_ohd.tower.checks import check_finite, check_keys, check_preprocessor
-from llava_ohd.tower.encoder_dir import Encoder, check, fill, read, tokenizer_for, write
+from llava_ohd.tower.encoder_dir import Encoder, check, fill, read, write
+from llava_ohd.tower.every_version import files_of, has_files, has_processor
+from llava_ohd.tower.layouts import rename, some
 from llava_ohd.tower.lora import is_lora, read_adapter_config
-from llava_ohd.tower.names import BUILT_IN, registered, resolve
+from llava_ohd.tower.names import BUILT_IN, resolve
+from llava_ohd.tower.registry import registered
 from llava_ohd.tower.sources import Base, Source, read_source
+from llava_ohd.tower.tokenizer import tokenizer_for
 from llava_ohd.tower.weights import tower_digest
 
 __all__ = ["import_encoder"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SMALL, _SAFE, _OTHER = ("*.json", "*.txt"), ("*.safetensors",), ("*.bin", "*.pt")
 _ANYWHERE = ("image_mean", "image_std", "do_normalize", "do_rescale", "do_resize", "do_center_crop", "resample")
 
 
@@ -39,12 +44,13 @@ def import_encoder(
     revision: str | None = None,
     base: str | Path | None = None,
     quick_gelu: bool | None = None,
+    overwrite: bool = False,
 ) -> Encoder:
     """Reads a CLIP, checks it, and writes it as an encoder folder.
 
     Args:
         source: File, folder, name, or repository of the Hugging Face Hub (`org/name`); the kinds are in sources.py.
-        destination: The folder to write; replaced where it is an encoder already.
+        destination: The folder to write.
         name: Name of the encoder; left out, that of the folder.
         files_from: Folder or encoder that gives tokenizer and preprocessor; left out, the source's own, or the base's.
         revision: Commit, tag or branch on the Hub; left out, the commit that a built-in encoder is pinned to, or the
@@ -52,6 +58,7 @@ def import_encoder(
         base: Encoder (name, folder or Hub id) that gives what the source lacks: text tower and projections, the weights
             that a LoRA changes, number of heads and activation of an open_clip file that was fine-tuned from it.
         quick_gelu: Which activation an OpenAI or open_clip file was trained with, where the file does not say.
+        overwrite: Replace another encoder that is at `destination` already.
 
     Returns:
         The description of the new encoder.
@@ -65,22 +72,45 @@ def import_encoder(
     place, commit = _locate(str(source), revision)
     ground = _open_base(place, base)
     found = read_source(place, ground, quick_gelu)
+    if found.kind == "CLIPModel" and (place / "ohd.json").is_file():
+        check(place)  # so that no altered encoder becomes a sound one
     files = _files(place, files_from, ground, found)
+    if found.kind == "CLIPModel" and ground is not None:
+        if files != ground.encoder.path:
+            raise EncoderFormatError(
+                f"--base {base} would not be used: {place} is a full CLIPModel with its own files; leave --base out"
+            )
+        ground = None  # it gives files, but no weights
     weights = _one_type(found.weights)
     with torch.device("meta"):
         model = CLIPModel(found.config)
     check_keys(place, model, weights)
     check_finite(place, weights)
-    check_preprocessor(files, found.config.vision_config.image_size)
-    tokenizer_for(found.config.text_config, files)
     how: dict[str, Any] = {"imported": found.kind, "source": str(source), "commit": commit, **found.notes}
     how |= {"sha256": {file.name: sha256_file(file) for file in found.files}, "files_from": str(files)}
+    if found.kind == "LoRA":
+        how["base_named_by_adapter"] = read_adapter_config(place).get("base_model_name_or_path")
     parents = [] if found.kind == "LoRA" else [{"path": str(place), "digest": tower_digest(found.weights)}]
     if ground is not None:
         parents.append({"path": str(ground.encoder.path), "digest": ground.encoder.digest})
     named = name or Path(destination).resolve().name
-    write(fill(model, weights), destination, files_from=files, name=named, parents=parents, config=how)
+    if not overwrite:
+        _refuse_other(Path(destination), tower_digest(weights))
+    with files_of(files) as ready:
+        check_preprocessor(ready, found.config.vision_config.image_size)
+        tokenizer_for(found.config.text_config, ready)
+        write(fill(model, weights), destination, files_from=ready, name=named, parents=parents, config=how)
     return check(destination)
+
+
+def _refuse_other(destination: Path, digest: str) -> None:
+    """Keeps an encoder that is at the destination already, unless it has the same tower."""
+    file = destination / "ohd.json"
+    if file.is_file() and (there := read_json(file).get("digest")) != digest:
+        raise StorageError(
+            f"{destination} holds another encoder (digest {str(there)[:12]}, the new one has {digest[:12]}), which "
+            "would be lost; choose another folder, or say --overwrite"
+        )
 
 
 def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
@@ -97,39 +127,56 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def _download(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Brings a snapshot to the local cache: safetensors where there are any, else the older containers.
+    """Brings a snapshot to the local cache; of a built-in repository, the pinned commit.
 
     Raises:
         EncoderNotFound: no such repository or revision, or no network.
     """
-    from huggingface_hub import snapshot_download
-
     pinned = {row.source: row.revision for row in BUILT_IN.values() if row.hub}
-    revision = revision or pinned.get(repository)
     try:
-        snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL, *_SAFE])
-        if not any(Path(snapshot).glob("*.safetensors")):
-            snapshot = snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL, *_OTHER])
-    except Exception as error:  # whatever the network, the proxy or the Hub answers
+        snapshot = hub.source_snapshot(repository, revision or pinned.get(repository))
+    except EncoderNotFound as error:
         raise EncoderNotFound(
-            f"{repository} is no file or folder here, and the Hub repository of that name"
-            + (f" at revision {revision!r}" if revision else "")
-            + f" cannot be had ({error}). Check the name, or download it elsewhere and give its folder"
+            f"{repository} is no file or folder here, and {error}. Check the name, or download it elsewhere and "
+            "give its folder"
         ) from error
-    return Path(snapshot), Path(snapshot).name  # huggingface_hub names the folder after the commit
+    return snapshot, snapshot.name  # huggingface_hub names the folder after the commit
 
 
 def _open_base(place: Path, base: str | Path | None) -> Base | None:
     """Opens the base that was given, or the one that an adapter names."""
-    revision = None
-    if base is None and is_lora(place):
+    revision, named = None, None
+    if is_lora(place):
         adapter = read_adapter_config(place)
-        base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
-    if not base:
+        named, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    if not (base or named):
         return None
-    folder = _encoder_folder(str(base), revision)
-    encoder, model, weights = read(folder)
+    encoder, model, weights = read(_encoder_folder(str(base), None) if base else _encoder_folder(str(named), revision))
+    if base and named:
+        _compare_with_named(place, str(named), revision, encoder.path, weights)
     return Base(encoder, model.config, weights)
+
+
+def _compare_with_named(
+    place: Path, named: str, revision: str | None, given: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    """Compares the base that was given with the one that an adapter names, where that is on this machine.
+
+    Raises:
+        EncoderFormatError: other weights, onto which the adapter would be merged wrongly.
+    """
+    try:
+        folder = resolve(named) if named in registered() else Path(named).expanduser()
+        if not folder.is_dir() and _HUB_ID.fullmatch(named):
+            folder = hub.encoder_snapshot(named, revision, local=True)
+        theirs = rename(read_folder(folder).weights)
+    except (EncoderNotFound, EncoderFormatError):
+        return  # not here, or no CLIP: ohd.json records what the adapter names
+    if wrong := [name for name, weight in theirs.items() if not torch.equal(weight, weights.get(name, torch.empty(0)))]:
+        raise EncoderFormatError(
+            f"{place} was trained on {named}, whose weights differ from those of --base {given} ({some(wrong)}); leave "
+            "--base out, or correct base_model_name_or_path in adapter_config.json"
+        )
 
 
 def _encoder_folder(encoder: str, revision: str | None = None) -> Path:
@@ -151,12 +198,13 @@ def _files(place: Path, files_from: str | Path | None, base: Base | None, found:
     """
     if files_from is not None:
         return _encoder_folder(str(files_from))  # the user's word counts more than the source's files
-    if found.kind not in ("LLaVA", "LoRA") and _has_files(place):  # theirs are those of the language model
+    if found.kind not in ("LLaVA", "LoRA") and has_files(place):  # theirs are those of the language model
         return place
     if base is None:
         raise EncoderFormatError(
-            f"{place} has no preprocessor_config.json with tokenizer files beside it; give a folder that has them with "
-            "--files-from, e.g. --files-from openai"
+            f"{place} has no {'tokenizer' if has_processor(place) else 'preprocessor_config.json'}; give the "
+            "folder that has the preprocessor and tokenizer it was trained with as --files-from (openai: those of "
+            "OpenAI's CLIP)"
         )
     files = base.encoder.path
     other = read_json(files / "preprocessor_config.json")
@@ -167,11 +215,6 @@ def _files(place: Path, files_from: str | Path | None, base: Base | None, found:
                 "with the right preprocessor_config.json and tokenizer with --files-from"
             )
     return files
-
-
-def _has_files(folder: Path) -> bool:
-    words = (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
-    return words and (folder / "preprocessor_config.json").is_file()
 
 
 def _one_type(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatError
+from llava_ohd.tower import hub
 from llava_ohd.tower.encoder_dir import Encoder, check
 from llava_ohd.tower.layouts import some
 from llava_ohd.tower.llava_files import is_full, read_llava_config, tower_weights, unlike
@@ -39,25 +40,19 @@ def find_encoder(name: str | Path, beside: str | Path | None = None) -> Path:
         EncoderNotFound: it leads nowhere.
     """
     text = str(name)
-    hub = {row.source: known for known, row in BUILT_IN.items() if row.hub and not row.folder}
+    stock = {row.source: known for known, row in BUILT_IN.items() if row.hub and not row.folder}
     if beside is not None and not Path(text).expanduser().is_dir() and (Path(beside) / text).is_dir():
         return (Path(beside) / text).resolve()
-    if Path(text).expanduser().is_dir() or text in choices() or text in hub:
-        return resolve(hub.get(text, text))
+    if Path(text).expanduser().is_dir() or text in choices() or text in stock:
+        return resolve(stock.get(text, text))
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         return resolve(text)  # which says what can be chosen
-    from huggingface_hub import snapshot_download
-
-    files = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
     try:
-        try:
-            return Path(snapshot_download(text, allow_patterns=files, local_files_only=True))
-        except FileNotFoundError:
-            return Path(snapshot_download(text, allow_patterns=files))
-    except Exception as error:  # whatever the network, the proxy or the Hub answers
+        return hub.encoder_snapshot(text)
+    except EncoderNotFound as error:
         raise EncoderNotFound(
-            f"encoder {text!r} is not a folder, not one of {', '.join(choices())}, and the Hub does not give it "
-            f"({error}); download it and give its folder"
+            f"encoder {text!r} is not a folder, not one of {', '.join(choices())}, and {error}; download it and give "
+            "its folder"
         ) from error
 
 

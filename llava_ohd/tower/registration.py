@@ -1,6 +1,6 @@
 """Makes encoder names known inside other code, by one line; each is undone by its counterpart.
 
-    from llava_ohd import tower; tower.register_with_llava()      # before train() or load_pretrained_model()
+    from llava_ohd import tower; tower.register_with_llava()      # before anything of llava is imported
 
 `register_with_llava` gives the original LLaVA our tower, and mends its silent resets (`llava_checkpoints`).
 

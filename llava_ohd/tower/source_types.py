@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from llava_ohd.errors import DataFormatError, EncoderFormatError
-from llava_ohd.files import read_json
+from llava_ohd.errors import EncoderFormatError
 from llava_ohd.tower.encoder_dir import Encoder
+from llava_ohd.tower.record import read_object
 
 __all__ = ["Base", "Source", "naming", "read_record"]
 
@@ -69,10 +69,4 @@ def read_record(file: Path) -> dict[str, Any]:
     Raises:
         EncoderFormatError: missing, damaged, or something else.
     """
-    try:
-        record = read_json(file)
-    except DataFormatError as error:
-        raise EncoderFormatError(f"cannot tell what {file.parent} is: {error}") from None
-    if not isinstance(record, dict):
-        raise EncoderFormatError(f"{file} holds {type(record).__name__}; an object is expected")
-    return record
+    return read_object(file, f"cannot tell what {file.parent} is")

@@ -1,27 +1,38 @@
 """The weights file of an encoder: read, write, and the digest that says which tower it is.
 
-Two containers are read: `model.safetensors`, and `pytorch_model.bin` as the Hub has it for OpenAI's CLIP-L/336 (opened
-with `weights_only=True`, so that code inside a pickle is never run). Only safetensors is written.
+Two containers are read: `model.safetensors`, and `pytorch_model.bin` as the Hub has it for OpenAI's CLIP-L/336. Nothing
+in a file is ever executed: pickles are opened with `weights_only=True`, and only in the layouts where every version of
+torch keeps to that. Only safetensors is written.
 """
 
 import hashlib
-import pickle
+import re
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llava_ohd.errors import EncoderFormatError
 from llava_ohd.files import atomic_path
 
-__all__ = ["TOWER_PREFIX", "read_weights", "same_weight", "tower_digest", "weights_file", "write_weights"]
+__all__ = [
+    "TOWER_PREFIX",
+    "is_counter",
+    "read_content",
+    "read_weights",
+    "same_weight",
+    "tower_digest",
+    "weights_file",
+    "write_weights",
+]
 
 TOWER_PREFIX = "vision_model."
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers prefers them
-_REMEDY = "copy the encoder folder again, or make it again"
+_REMEDY = "copy or download it again, or make it again"
 
 
 def weights_file(folder: Path) -> Path:
@@ -37,23 +48,48 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Reads every parameter, memory-mapped and in the stored type.
-
-    The `position_ids` buffers that old transformers versions stored are left out: they are counters, not weights.
+    """Reads every parameter of an encoder's weights file, memory-mapped and in the stored type.
 
     Raises:
-        EncoderFormatError: truncated, not in the format its name says, or a pickle that holds more than tensors.
+        EncoderFormatError: truncated, not in the format its name says, or with something else than named tensors.
+    """
+    weights = read_content(file)
+    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+        raise EncoderFormatError(f"{file} holds something else than named tensors; give the folder of a CLIPModel")
+    return {name: weight for name, weight in weights.items() if not is_counter(name)}
+
+
+def is_counter(name: str) -> bool:
+    """Says whether a name is that of the `position_ids` which old transformers versions stored beside the weights."""
+    return name.endswith("position_ids")
+
+
+def read_content(file: Path) -> Any:
+    """Reads what a safetensors file or a pickle holds: tensors, and maybe plain values and containers around them.
+
+    Raises:
+        EncoderFormatError: truncated or damaged, or with code in it, which is not run.
     """
     try:
         if file.suffix == ".safetensors":
-            weights = load_file(file)
-        else:
-            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise EncoderFormatError(f"{file} is truncated or damaged ({error}); {_REMEDY}") from error
-    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
-        raise EncoderFormatError(f"{file} holds something else than named tensors; give the folder of a CLIPModel")
-    return {name: weight for name, weight in weights.items() if not name.endswith(".position_ids")}
+            return load_file(file)
+        if not zipfile.is_zipfile(file) and tarfile.is_tarfile(file):
+            raise EncoderFormatError(
+                f"{file} is a tar archive, as torch wrote before 2018; before 2.6 torch would run code inside it "
+                "(CVE-2025-32434), so it was not opened. Where you trust it, load it and save its state_dict as "
+                "safetensors"
+            )
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except EncoderFormatError:
+        raise
+    except Exception as error:  # a damaged pickle can raise any type
+        if found := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error)):
+            raise EncoderFormatError(
+                f"{file} holds code beside tensors ({found[1]}) and was not opened, because that would run it; where "
+                "you trust it, save its state_dict alone, best as safetensors, and import that"
+            ) from None
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise EncoderFormatError(f"{file} is truncated or damaged ({first}); {_REMEDY}") from error
 
 
 def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -73,8 +109,9 @@ def write_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> None:
 def tower_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """Returns the SHA-256 over name, type, shape and bytes of the vision tower's tensors, in the order of their names.
 
-    Two folders have the same digest exactly when LLaVA would get the same tower, whatever the container; the same
-    numbers stored in another type have another digest.
+    The same tensors give the same digest, whatever the container; the same numbers stored in another type give another.
+    It says nothing about what is computed with them (config.json) or about the images (preprocessor_config.json):
+    ohd.json lists the SHA-256 of those files beside it.
     """
     digest = hashlib.sha256()
     for name in sorted(name for name in weights if name.startswith(TOWER_PREFIX)):

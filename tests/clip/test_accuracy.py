@@ -8,8 +8,9 @@ import torch
 
 from llava_ohd import tower
 from llava_ohd.clip.accuracy import Scores, accuracy, derangement, is_right, metrics, predictions, score
+from llava_ohd.clip.accuracy_report import table
 from llava_ohd.clip.batching import image_names
-from llava_ohd.clip.embedding import Images
+from llava_ohd.clip.embedding import Images, embed_captions, embed_images
 from llava_ohd.ohd_caps.readers import read_rows
 from llava_ohd.ohd_caps.records import Negative, OhdRow
 
@@ -40,23 +41,27 @@ def test_metrics_by_group() -> None:
         OhdRow("e", "c", (negative("random", "p"), negative("random", "q")), ("m",)),
     ]
     cosines = [[0.5, 0.1, 0.2], [0.5, 0.6, 0.1], [0.5, 0.5], [0.5, 0.4, 0.5]]
-    scores = Scores(rows, [torch.tensor(row) for row in cosines], [])
+    scores = Scores(rows, [torch.tensor(row) for row in cosines])
     found = {metric.name: (metric.value, metric.n) for metric in metrics(scores)}
-    low, high = found.pop("accuracy_low95")[0], found.pop("accuracy_high95")[0]
+    low, high = found["accuracy_low95"][0], found["accuracy_high95"][0]
     # Wilson 1927 for 1 of 4: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
     assert (low, high) == (pytest.approx(0.045587, abs=1e-5), pytest.approx(0.699358, abs=1e-5))
-    assert found == {
+    assert {name: value for name, value in found.items() if not name.endswith(("95", "_chance"))} == {
         "accuracy": (0.25, 4),
+        "accuracy/random": (pytest.approx(1 / 3), 3),
+        "accuracy/adversarial": (1.0, 1),
+        "accuracy/removal": (1.0, 1),
+        "accuracy/unknown": (0.0, 1),
+        "accuracy/edited_1": (pytest.approx(1 / 3), 3),
+        "accuracy/edited_2": (1.0, 1),
         "accuracy/present_1": (0.0, 2),
         "accuracy/present_2": (1.0, 1),
         "pairwise": (pytest.approx(4 / 7), 7),
-        "pairwise/random": (0.5, 4),
-        "pairwise/adversarial": (1.0, 1),
-        "pairwise/removal": (1.0, 1),
-        "pairwise/unknown": (0.0, 1),
-        "pairwise/edited_1": (pytest.approx(3 / 5), 5),
-        "pairwise/edited_2": (1.0, 1),
     }
+    assert found["accuracy_chance"] == (pytest.approx((3 / 3 + 1 / 2) / 4), 4)
+    assert found["accuracy/random_chance"] == (pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3), 3)
+    shown = table(metrics(scores), "nothing").splitlines()
+    assert shown[1].split() == ["above", "all", "negatives", "25.0", "[4.6,", "69.9]", "37.5", "4"]
     rows_out = predictions(scores)
     json.dumps(rows_out)
     assert [row["correct"] for row in rows_out] == [True, False, False, False]
@@ -80,6 +85,10 @@ def test_scores_are_the_cosines_of_transformers(tiny_encoder_dir: Path, ohd: tup
             logits = model(**text, pixel_values=processor(opened, return_tensors="pt")["pixel_values"]).logits_per_image
         torch.testing.assert_close(scores.cosines[number], logits[0] / scale, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(scores.shuffled[number], logits[1] / scale, rtol=1e-4, atol=1e-5)
+    images_seen = embed_images(model, images)
+    texts, _ = embed_captions(model, tokenizer, [rows[0].caption])
+    mean = images_seen.mean(0) / images_seen.mean(0).norm()
+    torch.testing.assert_close(scores.mean_image[0][0], texts[0] @ mean)
     assert not is_right(scores.cosines[-1])  # the same tokens: an exact tie
     assert accuracy(scores.cosines) == sum(row["correct"] for row in predictions(scores)) / 7
 
@@ -89,5 +98,5 @@ def test_one_image_cannot_be_shuffled(tiny_encoder_dir: Path, ohd: tuple[Path, P
     rows = read_rows(file)[:1]
     images = Images(folder, image_names(rows), tower.load_processor(tiny_encoder_dir))
     scores = score(tower.load(tiny_encoder_dir), tower.load_tokenizer(tiny_encoder_dir), images, rows)
-    assert scores.shuffled == []
+    assert (scores.shuffled, scores.mean_image) == ((), ())
     assert "accuracy_shuffled" not in {metric.name for metric in metrics(scores)}

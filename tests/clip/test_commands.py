@@ -48,6 +48,7 @@ def test_finetune_then_measure_by_name(
     assert (record["eval"], record["n"], len(rows)) == ("ohd_caps", 24, 24)
     assert metrics["accuracy"] == pytest.approx(sum(bool(row["correct"]) for row in rows) / 24)
     assert metrics["accuracy_shuffled"] == pytest.approx(sum(bool(row["correct_shuffled"]) for row in rows) / 24)
+    assert metrics["accuracy_mean_image"] == pytest.approx(sum(bool(row["correct_mean_image"]) for row in rows) / 24)
     assert metrics["accuracy_low95"] < metrics["accuracy"] + 1e-9 < metrics["accuracy_high95"]
     for name, value in controls.accuracies(read_rows(file)).items():
         assert metrics[f"control_{name}"] == pytest.approx(value)
@@ -80,6 +81,7 @@ def test_zero_shot_writes_one_row_per_image(
         ("eval/ohd_caps.py", ("--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
         ("eval/zero_shot.py", ("--instances", "nowhere.json"), "nowhere.json does not exist"),
         ("scripts/finetune_clip.py", ("--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
+        ("eval/ohd_caps.py", ("--encoder", "/nowhere"), "no folder /nowhere"),
     ],
 )
 def test_a_wrong_path_is_one_line(
@@ -93,5 +95,6 @@ def test_a_wrong_path_is_one_line(
         run(monkeypatch, script, *arguments)
     assert exit_info.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: DataFormatError: ")
+    kind = "EncoderNotFound" if "--encoder" in arguments else "DataFormatError"
+    assert line.startswith(f"error: {kind}: ")
     assert message in line

@@ -1,5 +1,6 @@
 """The loss against the formulas written out with loops, and against transformers' own CLIP loss."""
 
+import itertools
 import math
 
 import pytest
@@ -19,12 +20,12 @@ def inputs(batch: int, negatives: int, seed: int = 0) -> tuple[torch.Tensor, ...
     return images, captions, edited, valid
 
 
-def similarities(images, captions, edited) -> tuple[list[list[float]], list[list[float]]]:
-    """Returns s[i][j] and n[i][k] as Python floats (double precision)."""
+def similarities(images, captions, edited) -> tuple[list[list[float]], list[list[list[float]]]]:
+    """Returns s[i][j] and n[i][j][k] as Python floats (double precision)."""
     unit = [torch.nn.functional.normalize(x.double(), dim=-1) for x in (images, captions, edited)]
     scale = math.exp(SCALE.item())
     s = [[scale * float(a @ b) for b in unit[1]] for a in unit[0]]
-    n = [[scale * float(a @ b) for b in row] for a, row in zip(unit[0], unit[2], strict=True)]
+    n = [[[scale * float(a @ b) for b in row] for row in unit[2]] for a in unit[0]]
     return s, n
 
 
@@ -36,74 +37,76 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def slow_paper(s, n, valid, tau1, tau2, unit=1.0) -> tuple[float, float, float]:
-    """Facts section 1.4, eq. 1-4."""
-    batch, slots = range(len(s)), [[k for k, flag in enumerate(row) if flag] for row in valid.tolist()]
+def slow(s, n_all, valid, c: dict) -> tuple[float, float, float]:
+    """Facts sections 1.2 and 1.4, every switch as a branch; n_all[i][j][k]: image i, k-th negative of image j."""
+    batch, slots = range(len(s)), range(valid.shape[1])
+    unit = math.exp(SCALE.item()) if c["margin_unit"] == "cosine" else 1.0
     l_0, l_1, l_2 = [], [], []
     for i in batch:
-        i2t = cross_entropy(s[i] + [n[i][k] for k in slots[i]], i)
-        t2i = cross_entropy([s[j][i] for j in batch], i)
-        l_0.append((i2t + t2i) / 2)
-        wrong = [s[i][j] for j in batch if j != i] + [n[i][k] for k in slots[i]]
-        l_1.append(mean([max(0.0, tau1 - s[i][i] / unit + t / unit) for t in wrong]))
-        pairs = [(k, j) for k in slots[i] for j in batch if j != i]
-        l_2.append(mean([max(0.0, tau2 - n[i][k] / unit + s[i][j] / unit) for k, j in pairs]))
+        extra = []
+        for j in batch if c["neg_scope"] == "all" else [i]:
+            for k in slots:
+                if valid[j, k]:
+                    extra.append(n_all[i][j][k])
+                elif c["mask"] == "zero":
+                    extra.append(0.0)
+        image_row, text_row = [s[i][j] for j in batch], [s[j][i] for j in batch]
+        with_negatives, without = (image_row, text_row) if c["mode"] == "paper" else (text_row, image_row)
+        l_0.append((cross_entropy(with_negatives + extra, i) + cross_entropy(without, i)) / 2)
+
+        pairs = [(s[i][j] if c["axis"] == "texts" else s[j][i]) / unit for j in batch if j != i]
+        wrong, lifted = [max(0.0, c["tau1"] + t - s[i][i] / unit) for t in pairs], []
+        for k in slots:
+            n = n_all[i][i][k] / unit
+            if valid[i, k]:
+                wrong.append(max(0.0, c["tau1"] + n - s[i][i] / unit))
+                against = [max(pairs)] if pairs and c["hardest"] else pairs
+                sign = 1 if c["l2_sign"] == "above" else -1
+                lifted.append(mean([max(0.0, c["tau2"] - sign * n + sign * t) for t in against]))
+            elif c["mask"] == "zero":
+                wrong.append(0.0)
+                lifted.append(0.0)
+        l_1.append(mean(wrong))
+        l_2.append(mean(lifted))
     return mean(l_0), mean(l_1), mean(l_2)
 
 
-def slow_released(s, n, valid, tau1, tau2) -> tuple[float, float, float]:
-    """Facts section 1.2: zero masking, means over all entries, axis and sign as in the released code."""
-    batch, m = range(len(s)), valid.long().tolist()
-    l_0, l_1, l_2 = [], [], []
-    for i in batch:
-        text_row = [s[j][i] for j in batch] + [m[i][k] * n[i][k] for k in range(len(n[i]))]
-        l_0.append((cross_entropy(text_row, i) + cross_entropy(s[i], i)) / 2)
-        for j in batch:
-            if j != i:
-                l_1.append(max(0.0, tau1 + s[j][i] - s[i][i]))
-        for k, value in enumerate(n[i]):
-            l_1.append(m[i][k] * max(0.0, tau1 + value - s[i][i]))
-            if len(s) > 1:
-                hardest = max(s[j][i] for j in batch if j != i)
-                l_2.append(m[i][k] * max(0.0, tau2 + value - hardest))
-    return mean(l_0), mean(l_1), mean(l_2)
+def check(config: LossConfig, batch: int, negatives: int) -> None:
+    images, captions, edited, valid = inputs(batch, negatives)
+    if batch > 1 and negatives:
+        valid[1] = False
+    chosen = config.chosen
+    expected = slow(*similarities(images, captions, edited), valid, chosen)
+    parts = clip_loss(images, captions, edited, valid, SCALE, config)
+    total = expected[0] + chosen["lambda1"] * expected[1] + chosen["lambda2"] * expected[2]
+    found = torch.stack([parts.total, parts.contrastive, parts.margin1, parts.margin2])
+    torch.testing.assert_close(found, torch.tensor([total, *expected]), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(("batch", "negatives"), [(5, 7), (1, 4), (3, 0), (1, 0)])
 @pytest.mark.parametrize("mode", ["paper", "released"])
 def test_equals_the_formulas_written_out(mode: str, batch: int, negatives: int) -> None:
-    images, captions, edited, valid = inputs(batch, negatives)
-    if batch > 1 and negatives:
-        valid[1] = False
     config = LossConfig(mode=mode)  # type: ignore[arg-type]
-    lambda1, lambda2, tau1, tau2 = config.weights
-    assert (lambda1, lambda2, tau1, tau2) == {"paper": (0.1, 0.1, 2, 2), "released": (0.2, 0.2, 5, 5)}[mode]
-    slow = (slow_paper if mode == "paper" else slow_released)(
-        *similarities(images, captions, edited), valid, tau1, tau2
-    )
-    parts = clip_loss(images, captions, edited, valid, SCALE, config)
-    expected = torch.tensor([slow[0] + lambda1 * slow[1] + lambda2 * slow[2], *slow], dtype=torch.float32)
-    found = torch.stack([parts.total, parts.contrastive, parts.margin1, parts.margin2])
-    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+    assert config.weights == {"paper": (0.1, 0.1, 2, 2), "released": (0.2, 0.2, 5, 5)}[mode]
+    check(config, batch, negatives)
 
 
-def test_margins_in_cosines_and_hardest_caption() -> None:
-    images, captions, edited, valid = inputs(4, 5)
-    s, n = similarities(images, captions, edited)
-    scale = math.exp(SCALE.item())
-    config = LossConfig(tau1=0.3, tau2=0.2, margin_unit="cosine")
-    parts = clip_loss(images, captions, edited, valid, SCALE, config)
-    slow = slow_paper(s, n, valid, 0.3, 0.2, unit=scale)
-    torch.testing.assert_close(
-        torch.stack([parts.margin1, parts.margin2]), torch.tensor(slow[1:]), rtol=1e-5, atol=1e-6
-    )
+SWITCHES = {
+    "hardest": (True, False),
+    "l2_sign": ("above", "below"),
+    "axis": ("texts", "images"),
+    "mask": ("inf", "zero"),
+    "neg_scope": ("own", "all"),
+    "margin_unit": ("logit", "cosine"),
+}
 
-    found = clip_loss(images, captions, edited, valid, SCALE, LossConfig(hardest=True)).margin2
-    rows = []
-    for i, flags in enumerate(valid.tolist()):
-        best = max(s[i][j] for j in range(4) if j != i)
-        rows.append(mean([max(0.0, 2 - n[i][k] + best) for k, flag in enumerate(flags) if flag]))
-    assert found.item() == pytest.approx(mean(rows), rel=1e-5)
+
+@pytest.mark.parametrize("mode", ["paper", "released"])
+@pytest.mark.parametrize(("batch", "negatives"), [(5, 7), (1, 4), (3, 0)])
+def test_every_combination_of_switches_equals_the_formulas(mode: str, batch: int, negatives: int) -> None:
+    for values in itertools.product(*SWITCHES.values()):
+        switches = dict(zip(SWITCHES, values, strict=True))
+        check(LossConfig(mode=mode, tau1=0.7, tau2=0.4, **switches), batch, negatives)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["paper", "released"])

@@ -1,22 +1,34 @@
 """The builder and its command: 27 negatives per image, the same for the same seed; errors name the file."""
 
 import json
+import os
 import random
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.ohd_caps.build import BuildConfig, build_rows
+from llava_ohd.files import read_json, read_jsonl, sha256_file
+from llava_ohd.ohd_caps.build import BuildConfig, build_file, build_rows
+from llava_ohd.ohd_caps.by_rule import RuleWriter, Written
 from llava_ohd.ohd_caps.coco import CocoImage, Instance
+from llava_ohd.ohd_caps.exclusions import image_key
+from llava_ohd.ohd_caps.planning import Plan, make_plans
 from llava_ohd.ohd_caps.readers import read_rows
-from llava_ohd.ohd_caps.sources import image_key, read_captioned_objects, read_exclusions, read_vocabulary
+from llava_ohd.ohd_caps.records import Negative, OhdRow
+from llava_ohd.ohd_caps.shards import write_in_shards
 
 ROOT = Path(__file__).parents[2]
+CASES = ROOT.parent / "shared" / "cases" / "pope_builder"
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not there")
 KINDS = ["ball", "cup", "star", "tree", "umbrella", "box", "key", "lamp", "kite", "moon"]
 COLOURS = ["red", "green", "blue", "black"]
 
@@ -75,12 +87,40 @@ def test_popular_objects_are_the_frequent_ones() -> None:
         assert counts[row.negatives[7].objects[0]] == counts[absent[0]]
 
 
-def test_same_seed_same_rows_whatever_the_number_of_workers_and_the_limit() -> None:
+def test_same_seed_same_rows_and_a_limit_gives_the_first() -> None:
     pictures, config = images(70), BuildConfig(seed=3)
     rows = build_rows(pictures, config)
-    assert build_rows(pictures, replace(config, workers=2)) == rows
     assert build_rows(pictures, replace(config, limit=5)) == rows[:5]
     assert build_rows(pictures, replace(config, seed=4)) != rows
+
+
+def test_the_number_of_workers_does_not_change_the_file(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        planned = make_plans(images(250), BuildConfig(workers=workers))
+        build_file(tmp_path / f"{workers}.jsonl", planned, RuleWriter(planned), [], [])
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("1.jsonl", "1.provenance.json", "2.jsonl", "2.provenance.json")
+    ]
+
+
+def test_shards_of_the_same_making_are_taken_and_others_are_not(tmp_path: Path) -> None:
+    plans = make_plans(images(450), BuildConfig()).plans
+    asked: list[int] = []
+
+    def write(part: Sequence[Plan]) -> list[Written]:
+        asked.append(len(part))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [Written(OhdRow(plan.image, plan.caption, (Negative("x", "random", ("y",)),), ()), 1) for plan in part]
+
+    with pytest.raises(KeyboardInterrupt):
+        write_in_shards(tmp_path / "parts", {"a": (1,)}, plans, write, 1)
+    written = write_in_shards(tmp_path / "parts", {"a": (1,)}, plans, write, 1)
+    assert asked == [200, 200, 200, 50]
+    assert written == [item for start in (0, 200, 400) for item in write(plans[start : start + 200])]
+    write_in_shards(tmp_path / "parts", {"a": (2,)}, plans, write, 1)
+    assert asked[-3:] == [200, 200, 50]
 
 
 def test_share_of_alterations() -> None:
@@ -111,15 +151,6 @@ def test_excluded_images_and_images_without_objects_are_left_out() -> None:
     assert [row.image for row in rows] == [image.file_name for image in pictures[1:20]]
 
 
-def test_images_to_leave_out_are_read_from_lists_questions_and_coco_files(tmp_path: Path) -> None:
-    list_, questions, coco = tmp_path / "l.txt", tmp_path / "q.json", tmp_path / "instances_val2014.json"
-    list_.write_text("COCO_val2014_000000000001.jpg\n")
-    questions.write_text('{"image": "COCO_val2014_000000000001.jpg", "text": "?"}\n' * 2)
-    coco.write_text(json.dumps({"images": [{"id": 1, "file_name": "COCO_val2014_000000000001.jpg"}]}, indent=1))
-    for path in (list_, questions, coco):
-        assert read_exclusions(path) == {image_key("train2017/000000000001.jpg")}, path
-
-
 def test_objects_that_only_the_caption_names_are_present() -> None:
     pictures = [CocoImage("a.png", (Instance("cup", (0, 0, 1, 1)),), ("a cup and a sofa",)), *images(20)]
     row = build_rows(pictures, BuildConfig(), vocabulary=["sofa"])[0]
@@ -133,42 +164,89 @@ def test_too_little_input_is_refused() -> None:
         build_rows([CocoImage("a.png", (Instance("cup", (0, 0, 1, 1)),), ("a cup",))], BuildConfig())
 
 
-def test_image_key_joins_coco_s_names() -> None:
-    assert image_key("COCO_val2014_000000310196.jpg") == image_key("train2017/000000310196.jpg") == "000000310196"
-    assert image_key("train/000001.png") == "000001"
-    assert image_key("images/4159032091.jpg") == "4159032091"
-
-
-def test_lists_and_rows(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_text("train2017/000000310196.jpg\n\n")
-    (tmp_path / "x.jsonl").write_text('{"image": "COCO_val2014_000000310196.jpg"}\n{"file_path": "b.jpg"}\n')
-    assert read_exclusions(tmp_path / "x.txt") == {"000000310196"}
-    assert read_exclusions(tmp_path / "x.jsonl") == {"000000310196", "b"}
-    (tmp_path / "v.txt").write_text("Dog, puppy\ncat\n")
-    assert read_vocabulary(tmp_path / "v.txt") == ["dog", "cat"]
-    (tmp_path / "rows.jsonl").write_text(
-        '{"image": "a", "caption": "a  cup", "objects": ["cup"]}\n{"image": "a", "captions": ["b"], "objects": []}\n'
-    )
-    assert read_captioned_objects(tmp_path / "rows.jsonl") == [
-        CocoImage("a", (Instance("cup", (0, 0, 0, 0)),), ("a cup", "b"))
-    ]
-    (tmp_path / "bad.jsonl").write_text('{"image": "a", "caption": "a cup", "objects": ["cup"]}\n{"image": "a"}\n')
-    with pytest.raises(DataFormatError, match=r"bad.jsonl row 2"):
-        read_captioned_objects(tmp_path / "bad.jsonl")
-    for name in ("nowhere.txt", "nowhere.json"):
-        with pytest.raises(DataFormatError, match="does not exist"):
-            read_exclusions(tmp_path / name)
-
-
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(ROOT / "scripts" / "build_ohd_caps.py"), *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
+def write_source(path: Path, n: int) -> Path:
+    rows = [{"image": image.file_name, "captions": image.captions, "objects": image.objects} for image in images(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_killed_and_started_again_the_bytes_are_the_same(tmp_path: Path) -> None:
+    source, out = write_source(tmp_path / "rows.jsonl", 750), tmp_path / "o.jsonl"
+    words = [sys.executable, str(ROOT / "scripts" / "build_ohd_caps.py"), "--source", str(source), "--out", str(out)]
+    with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as process:
+        while len(list(tmp_path.glob("o.jsonl.parts/0*.jsonl"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+    left = list(tmp_path.glob("o.jsonl.parts/0*.jsonl"))
+    assert 2 <= len(left) < 4
+    assert not out.exists()
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, check=True).returncode == 0
+    planned = make_plans(images(750), BuildConfig())
+    build_file(tmp_path / "whole.jsonl", planned, RuleWriter(planned), [], [])
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not (tmp_path / "o.jsonl.parts").exists()
+
+
+def test_command_leaves_images_out_says_how_many_and_writes_the_origin(tmp_path: Path) -> None:
+    source, out = write_source(tmp_path / "rows.jsonl", 30), tmp_path / "o.jsonl"
+    (tmp_path / "pope.json").write_text('{"image": "test/000003.png", "text": "?"}\n{"image": "none.png"}\n')
+    (tmp_path / "ids.txt").write_text("000004\n000005.png\n")
+    done = command("--source", source, "--out", out, "--exclude", tmp_path / "pope.json", tmp_path / "ids.txt")
+    assert f"left out: 1 of 30 images, because {tmp_path / 'pope.json'} names them" in done.stdout
+    assert "left out: 2 of 30 images" in done.stdout
+    assert {row.image for row in read_rows(out)}.isdisjoint({f"train/{i:06d}.png" for i in (3, 4, 5)})
+    record = read_json(tmp_path / "o.provenance.json")
+    assert record["rows"] == 27
+    assert record["config"] == {"seed": 0, "limit": None, "caption": "most", "altered": 0.5}
+    assert record["sources"] == [{"file": "rows.jsonl", "sha256": sha256_file(source)}]
+    assert [(item["file"], item["images_excluded"]) for item in record["exclusions"]] == [
+        ("pope.json", 1),
+        ("ids.txt", 2),
+    ]
+    assert record["sha256"] == sha256_file(out)
+    assert record["rewriter"] == {"kind": "rule"}
+    assert sum(record["negatives"].values()) == 27 * 27
+    assert record["negatives"]["random"] == 27 * 7
+
+
+@needs_cases
+@pytest.mark.parametrize("strategy", ["popular", "adversarial"])
+def test_absent_objects_are_those_that_pope_asks_for(strategy: str) -> None:
+    """The twenty images of POPE's own run; where its choice was no chance, the builder makes the same."""
+    expected = CASES / "expected_seed0" / "small"
+    rows = read_jsonl(expected / f"small_pope_{strategy}.json")
+    objects = {row["image"]: row["objects"] for row in read_jsonl(CASES / "small_segmentation.jsonl")}
+    asked: dict[str, list[str]] = {}
+    for row in rows:
+        if row["label"] == "no":
+            asked.setdefault(row["image"], []).append(re.match(r"Is there an? (.*) in the ima", row["text"])[1])
+    pictures = [
+        CocoImage(name, tuple(Instance(kind, (0, 0, 0, 0)) for kind in objects[name]), ("nothing",)) for name in asked
+    ]
+    plans = make_plans(pictures, BuildConfig()).plans
+    beside = read_json(expected / "small_co_occur.json")
+    compared = 0
+    for plan, (image, absent) in zip(plans, asked.items(), strict=True):
+        assert plan.image == image
+        for index, name in enumerate(absent):
+            chance = strategy == "adversarial" and name not in beside[objects[image][index]]
+            if chance:
+                break  # what follows depends on what was drawn
+            assert plan.absent[strategy][index] == name
+            compared += 1
+    assert compared >= {"popular": 60, "adversarial": 30}[strategy]
+
+
 def test_command_writes_rows_and_prints_the_controls(tmp_path: Path) -> None:
-    rows = [{"image": image.file_name, "captions": image.captions, "objects": image.objects} for image in images(30)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = command("--rows", tmp_path / "rows.jsonl", "--out", tmp_path / "out" / "o.jsonl", "--limit", 9)
+    done = command(
+        "--rows", write_source(tmp_path / "rows.jsonl", 30), "--out", tmp_path / "out" / "o.jsonl", "--limit", 9
+    )
     assert done.returncode == 0, done.stderr
     assert len(read_rows(tmp_path / "out" / "o.jsonl")) == 9
     assert "9 rows of 30 images" in done.stdout

@@ -145,6 +145,53 @@ def test_who_acts_is_altered_into_who_can_act() -> None:
     assert alterations("A man rides by .", ["person"], ["cup"], REAL) == {None}
 
 
+PHOTOS = Lexicon(["person", "dog", "water", "snow", "sky", "dirt", "zebra", "tree", "skis", "donut", "boat"])
+PHOTO_STYLE = study(["A dog with a tree", "A dog near a tree", "A tree and a dog", "A large dog"], PHOTOS)
+
+
+def edits(caption: str, objects: list[str]) -> set[str]:
+    edit = Rewriter(PHOTOS, PHOTO_STYLE)
+    return {edit.insert(caption, objects, random.Random(seed)) for seed in range(80)}
+
+
+def photo_alterations(caption: str, name: str, absent: list[str]) -> set[str | None]:
+    edit = Rewriter(PHOTOS, PHOTO_STYLE)
+    return {edit.alter(caption, [name], absent, random.Random(seed)) for seed in range(60)}
+
+
+def test_there_is_one_sky_and_snow_has_no_plural() -> None:
+    assert "A dog near the sky" in edits("A dog", ["sky"])
+    assert "A large dog near the sky" in edits("A large dog", ["sky"])
+    assert photo_alterations("A dog in the snow", "snow", ["boat"]) == {"A dog in the boat"}
+    assert photo_alterations("A dog in snow", "snow", ["boat"]) == {"A dog in a boat"}
+    assert photo_alterations("Another dog", "dog", ["snow"]) == {"Snow"}
+
+
+def test_a_herd_is_many() -> None:
+    assert photo_alterations("A herd of zebra by a tree", "zebra", ["dog"]) == {"A herd of dogs by a tree"}
+    assert edits("A herd of zebra", ["boat"]) >= {"A herd of zebra with a boat"}
+
+
+def test_modifiers_and_clothes_stay_with_their_noun() -> None:
+    assert not [text for text in edits("A man with other people", ["tree"]) if "other a" in text]
+    for text in edits("A man in a coat", ["tree"]):
+        assert text.startswith(("A man in a coat", "A tree and a man", "A tree in", "A man and a tree")), text
+
+
+def test_number_agrees_with_a_relative_clause() -> None:
+    texts = edits("A man eats a donut that has a hole", ["skis"])
+    assert not [text for text in texts if "skis that" in text], texts
+
+
+def test_a_mass_noun_before_a_noun_is_no_object() -> None:
+    assert not PHOTOS.mentions("a dirt hiking trail")[0].clean
+    assert PHOTOS.mentions("on dirt, walking")[0].clean
+
+
+def test_who_acts_later_stays_alive() -> None:
+    assert photo_alterations("A man in a coat stands by", "person", ["boat", "dog"]) == {"A dog in a coat stands by"}
+
+
 def test_style_of_nothing_is_still_usable() -> None:
     edit = Rewriter(LEXICON, study(["nothing"], LEXICON))
     assert edit.insert("nothing here .", ["cup"], random.Random(0)) == "nothing here with a cup ."

@@ -170,10 +170,10 @@ ROW = {
     ("changes", "sentence"),
     [
         ({}, "rises from 81.0 % with openai to 85.0 % with ours: +4.0 points, a significant improvement (95 % interval "
-             "+1.0 to +7.0, p = 0.020)."),
+             "+1.0 to +7.0, p (Holm) = 0.020)."),
         ({"better": "lower"}, "+4.0 points, a significant loss (95 %"),
-        ({"p_holm": 0.06}, "+4.0 points, no significant change (95 % interval +1.0 to +7.0, p = 0.060)."),
-        ({"p_holm": 0.0004}, "p < 0.001)."),
+        ({"p_holm": 0.06}, "+4.0 points, no significant change (95 % interval +1.0 to +7.0, p (Holm) = 0.060)."),
+        ({"p_holm": 0.0004}, "p (Holm) < 0.001)."),
         ({"difference": {"value": 0.04, "low": None, "high": None}}, "(no answers per item, so no interval)."),
     ],
 )  # fmt: skip

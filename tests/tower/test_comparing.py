@@ -194,6 +194,7 @@ def test_other_preprocessing_alone_moves_the_features(
     tiny_encoder_dir: Path, tmp_path: Path, photos: list[Path]
 ) -> None:
     b = Path(shutil.copytree(tiny_encoder_dir, tmp_path / "b"))
+    (b / "ohd.json").unlink()
     record = json.loads((b / "preprocessor_config.json").read_text())
     (b / "preprocessor_config.json").write_text(json.dumps(record | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     found = tower.compare(tiny_encoder_dir, b, photos)

@@ -199,7 +199,7 @@ def other_encoder(folder: Path) -> None:
 
 
 def newer_format(folder: Path) -> None:
-    edit(folder / "ohd.json", format=2)
+    edit(folder / "ohd.json", format=3)
 
 
 def no_weights(folder: Path) -> None:
@@ -258,6 +258,108 @@ def code_in_pickle(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+def edit_vision(folder: Path, **values: Any) -> None:
+    edit(
+        folder / "config.json", vision_config=json.loads((folder / "config.json").read_text())["vision_config"] | values
+    )
+
+
+def other_activation(folder: Path) -> None:
+    edit_vision(folder, hidden_act="gelu")
+
+
+def other_heads(folder: Path) -> None:
+    edit_vision(folder, num_attention_heads=8)
+
+
+def other_epsilon(folder: Path) -> None:
+    edit_vision(folder, layer_norm_eps=0.1)
+
+
+def crooked_heads(folder: Path) -> None:
+    edit_vision(folder, num_attention_heads=5)
+
+
+def other_colours(folder: Path) -> None:
+    edit(folder / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
+
+
+def other_merges(folder: Path) -> None:
+    lines = (folder / "merges.txt").read_text().splitlines()
+    (folder / "merges.txt").write_text("\n".join([lines[0], *reversed(lines[1:])]))
+
+
+def no_merges(folder: Path) -> None:
+    (folder / "merges.txt").unlink()
+
+
+def second_vocabulary(folder: Path) -> None:
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+
+
+def quantised_by_config(folder: Path) -> None:
+    edit(folder / "config.json", quantization_config={"load_in_4bit": True})
+
+
+def code_in_config(folder: Path) -> None:
+    edit_vision(folder, auto_map={"AutoModel": "code.Tower"})
+
+
+def other_weights_by_config(folder: Path) -> None:
+    edit(folder / "config.json", transformers_weights="other.safetensors")
+
+
+def adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+
+
+def no_mark_for_torch(folder: Path) -> None:
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+    (folder / "ohd.json").unlink()
+
+
+def foreign_tokenizer(folder: Path) -> None:
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(vocabulary | {"more": len(vocabulary)}))
+    (folder / "ohd.json").unlink()
+
+
+def foreign_end(folder: Path) -> None:
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    other = next(piece for piece, number in vocabulary.items() if number == 5)
+    swapped = {other: vocabulary["<|endoftext|>"], "<|endoftext|>": 5}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary | swapped))
+    (folder / "ohd.json").unlink()
+
+
+def short_captions(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", model_max_length=20)
+
+
+STEPS = ("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize")
+
+
+def no_step(name: str) -> Callable[[Path], None]:
+    def leave_out(folder: Path) -> None:
+        edit(folder / "preprocessor_config.json", **{name: False})
+
+    leave_out.__name__ = f"not_{name}"
+    return leave_out
+
+
+def nearest_pixel(folder: Path) -> None:
+    edit(folder / "preprocessor_config.json", resample=0)
+
+
+def no_rescaling(folder: Path) -> None:
+    edit(folder / "preprocessor_config.json", rescale_factor=1.0)
+
+
+def padded(folder: Path) -> None:
+    edit(folder / "preprocessor_config.json", do_pad=True)
+
+
 FAULTS: dict[Callable[[Path], None], str] = {
     flip_vision_byte: "the vision tower has digest .* ohd.json says",
     flip_text_byte: "altered after it was written",
@@ -284,7 +386,27 @@ FAULTS: dict[Callable[[Path], None], str] = {
     wrong_crop: "crop_size .* image_size 32",
     wrong_mean: "image_mean",
     zero_deviation: "image_std",
-    code_in_pickle: "truncated or damaged",
+    code_in_pickle: "holds code beside tensors",
+    other_activation: r"config.json was altered: SHA-256 \w{12}, ohd.json says",
+    other_heads: "config.json was altered",
+    other_epsilon: "config.json was altered",
+    other_colours: "preprocessor_config.json was altered",
+    other_merges: "merges.txt was altered",
+    no_merges: "merges.txt is missing, which ohd.json lists",
+    second_vocabulary: "tokenizer.json was added",
+    crooked_heads: "hidden_size 32 cannot be divided by num_attention_heads 5",
+    quantised_by_config: "quantization_config is .*; remove it",
+    code_in_config: "auto_map is",
+    other_weights_by_config: "transformers_weights is 'other.safetensors'",
+    adapter: "adapter_config.json does not belong into an encoder folder",
+    no_mark_for_torch: "metadata format is None, 'pt' is expected",
+    foreign_tokenizer: "Copy the tokenizer it was trained with",
+    foreign_end: "ends a caption with 5",
+    short_captions: "model_max_length is 20, the text tower takes 77",
+    **{no_step(name): f"{name} is False" for name in STEPS},
+    nearest_pixel: "resample is 0; CLIP's 3",
+    no_rescaling: "rescale_factor is 1.0",
+    padded: "do_pad is True",
 }
 
 
@@ -336,6 +458,23 @@ def test_write_replaces_an_encoder_but_nothing_else(tiny_encoder_dir: Path, enco
     with pytest.raises(StorageError, match="would be lost"):
         tower.write(model, tmp_path / "thesis" / "chapter.tex", files_from=encoder, name="new", parents=[], config={})
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_a_destination_that_another_writer_is_replacing(
+    tiny_encoder_dir: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen half removed, then gone: not taken for a folder of something else."""
+    seen = iter([["config.json"]])
+
+    def listdir(_: Path) -> list[str]:
+        if names := next(seen, None):
+            return names
+        raise FileNotFoundError
+
+    monkeypatch.setattr("llava_ohd.tower.encoder_dir.os.listdir", listdir)
+    tower.write(tower.load(tiny_encoder_dir), encoder, files_from=tiny_encoder_dir, name="e", parents=[], config={})
+    monkeypatch.undo()
+    assert tower.check(encoder).name == "e"
 
 
 KILLED = """

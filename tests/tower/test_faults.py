@@ -4,12 +4,14 @@
 """
 
 import ctypes
+import io
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_ohd import tower
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound
+from llava_ohd.tower import encoder_dir
 
 WEIGHTS = "model.safetensors"
 
@@ -94,10 +97,14 @@ def test_damaged_json_is_refused(encoder: Path, name: str) -> None:
 VALUES: list[Any] = ["x", -1, 0, 1.5, [], {}, None, True, 10**9]
 
 
-@pytest.mark.parametrize("field", ["hidden_size", "patch_size", "image_size", "num_hidden_layers", "hidden_act"])
+FIELDS = ["hidden_size", "patch_size", "image_size", "num_hidden_layers", "num_attention_heads", "num_channels"]
+
+
+@pytest.mark.parametrize("field", [*FIELDS, "hidden_act", "layer_norm_eps"])
 def test_odd_numbers_in_the_configuration(encoder: Path, field: str) -> None:
     """Refused by name, before a model of that size is made."""
     record = json.loads((encoder / "config.json").read_text())
+    (encoder / "ohd.json").unlink()
     for value in VALUES:
         spoilt = record | {"vision_config": record["vision_config"] | {field: value}}
         (encoder / "config.json").write_text(json.dumps(spoilt))
@@ -108,6 +115,7 @@ def test_odd_numbers_in_the_configuration(encoder: Path, field: str) -> None:
 @pytest.mark.parametrize("part", ["vision_config", "text_config"])
 def test_odd_parts_of_the_configuration(encoder: Path, part: str) -> None:
     record = json.loads((encoder / "config.json").read_text())
+    (encoder / "ohd.json").unlink()
     for value in VALUES:
         (encoder / "config.json").write_text(json.dumps(record | {part: value}))
         with pytest.raises(EncoderFormatError):
@@ -285,8 +293,150 @@ def test_code_in_a_plain_pickle_is_never_run(encoder: Path, tmp_path: Path, prot
         tower.load(encoder)
     else:
         (encoder / WEIGHTS).unlink()
-        with pytest.raises(EncoderFormatError, match="truncated or damaged"):
+        with pytest.raises(EncoderFormatError, match=r"truncated or damaged|holds code beside tensors"):
             tower.load(encoder)
     assert not (tmp_path / "exploded").exists()
     pickle.loads(content)  # the bomb is a real one
     assert (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("place", ["pytorch_model.bin", "model.pt"], ids=["encoder", "import"])
+def test_code_in_a_tar_is_never_run(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """A layout of torch from before 2018, in which versions before 2.6 run code although weights_only is set."""
+    content = pickle.dumps(Bomb(tmp_path / "exploded"))
+    with tarfile.open(encoder / place, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            row = tarfile.TarInfo(name)
+            row.size = len(content)
+            archive.addfile(row, io.BytesIO(content))
+    (encoder / WEIGHTS).unlink()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: os.mkdir(tmp_path / "exploded"))
+    with pytest.raises(EncoderFormatError, match=r"is a tar archive.*CVE-2025-32434"):
+        if place == "model.pt":
+            tower.import_encoder(encoder / place, tmp_path / "out", files_from=encoder)
+        else:
+            tower.load(encoder)
+    assert not (tmp_path / "exploded").exists()
+
+
+# --- loaders that would take something else
+
+
+def test_a_reader_beside_a_writer_never_mixes(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is replaced after any of its files was read: by one that differs in configuration, or in the text."""
+    model = tower.load(encoder)
+    model.config.vision_config.layer_norm_eps = 0.1
+    tower.write(model, tmp_path / "other", files_from=encoder, name="other", parents=[], config={})
+    with torch.no_grad():
+        model.text_model.final_layer_norm.bias.add_(1)
+    tower.write(model, tmp_path / "third", files_from=encoder, name="third", parents=[], config={})
+    for old, new in ((encoder, tmp_path / "other"), (tmp_path / "other", tmp_path / "third")):
+        for step in ("file_sums", "read_config", "read_weights", "check_preprocessor"):
+            place = Path(shutil.copytree(old, tmp_path / "place"))
+            with monkeypatch.context() as patch:
+                patch.setattr(encoder_dir, step, then_replace(getattr(encoder_dir, step), place, new))
+                try:
+                    found = tower.load(place)
+                except EncoderFormatError:
+                    continue
+                finally:
+                    shutil.rmtree(place)
+            expected = tower.load(new)
+            assert found.config.vision_config.layer_norm_eps == expected.config.vision_config.layer_norm_eps
+            assert all(torch.equal(found.state_dict()[name], w) for name, w in expected.state_dict().items())
+
+
+def then_replace(function: Any, place: Path, new: Path) -> Any:
+    def call(*arguments: Any) -> Any:
+        result = function(*arguments)
+        place.replace(place.with_name("away"))
+        shutil.copytree(new, place)
+        shutil.rmtree(place.with_name("away"))
+        return result
+
+    return call
+
+
+def test_shards_beside_the_file_that_is_checked(encoder: Path) -> None:
+    weights = load_file(encoder / WEIGHTS)
+    torch.save(weights, encoder / "pytorch_model.bin")
+    (encoder / WEIGHTS).unlink()
+    (encoder / "ohd.json").unlink()
+    tower.check(encoder)
+    shard = "model-00001-of-00001.safetensors"
+    save_file({name: weight + 1 for name, weight in weights.items()}, encoder / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}
+    (encoder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EncoderFormatError, match=r"model\.safetensors\.index\.json does not belong .* import"):
+        tower.check(encoder)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_processor_config_that_new_versions_prefer(encoder: Path, recorded: bool) -> None:
+    if not recorded:
+        (encoder / "ohd.json").unlink()
+    pixels = json.loads((encoder / "preprocessor_config.json").read_text())
+    for content in ({"processor_class": "CLIPProcessor"}, {"image_processor": pixels}):
+        (encoder / "processor_config.json").write_text(json.dumps(content))
+        tower.check(encoder)
+    spoilt = {"image_processor": pixels | {"image_mean": [0.5, 0.5, 0.5]}}
+    (encoder / "processor_config.json").write_text(json.dumps(spoilt))
+    with pytest.raises(EncoderFormatError, match=r"processor_config\.json has image_processor\.image_mean \[0\.5"):
+        tower.check(encoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, "makes hidden_act 'gelu' in a CLIPModel, vision_config makes it 'quick_gelu'"),
+        ({"layer_norm_eps": 0.1}, "makes layer_norm_eps 0.1 in a CLIPModel"),
+        ({}, None),
+    ],
+)
+def test_an_old_part_that_contradicts_the_new_one(encoder: Path, change: dict[str, Any], message: str | None) -> None:
+    """CLIPModel reads `vision_config_dict`, CLIPVisionModel, which is LLaVA's, does not."""
+    record = json.loads((encoder / "config.json").read_text())
+    (encoder / "ohd.json").unlink()
+    (encoder / "config.json").write_text(json.dumps(record | {"vision_config_dict": record["vision_config"] | change}))
+    if message is None:
+        tower.check(encoder)
+        return
+    with pytest.raises(EncoderFormatError, match=message):
+        tower.check(encoder)
+
+
+def test_what_the_old_part_leaves_out_counts_as_the_default(encoder: Path) -> None:
+    record = json.loads((encoder / "config.json").read_text())
+    (encoder / "ohd.json").unlink()
+    old = dict(record["vision_config"])
+    del old["hidden_act"]
+    new = record["vision_config"] | {"hidden_act": "gelu"}
+    (encoder / "config.json").write_text(json.dumps(record | {"vision_config": new, "vision_config_dict": old}))
+    with pytest.raises(EncoderFormatError, match="hidden_act 'quick_gelu' in a CLIPModel"):
+        tower.check(encoder)
+
+
+# --- formats of ohd.json
+
+
+def test_a_folder_of_format_1_is_read_with_the_checks_it_has(encoder: Path, tmp_path: Path) -> None:
+    record = json.loads((encoder / "ohd.json").read_text())
+    del record["files"]
+    (encoder / "ohd.json").write_text(json.dumps(record | {"format": 1}))
+    assert tower.check(encoder).digest == record["digest"]
+    tower.import_encoder(encoder, tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "ohd.json").read_text())["files"].keys() >= {"config.json", "vocab.json"}
+    (encoder / "ohd.json").write_text(json.dumps(record))
+    with pytest.raises(EncoderFormatError, match="files is None"):
+        tower.check(encoder)
+
+
+def test_import_of_an_altered_encoder(encoder: Path, tmp_path: Path) -> None:
+    """Import does not make a sound folder of one that `check` refuses."""
+    record = json.loads((encoder / "config.json").read_text())
+    record["vision_config"]["hidden_act"] = "gelu"
+    (encoder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(EncoderFormatError, match=r"config\.json was altered"):
+        tower.import_encoder(encoder, tmp_path / "new")
+    (encoder / "ohd.json").unlink()
+    tower.import_encoder(encoder, tmp_path / "new")

@@ -1,6 +1,7 @@
 """A LoRA merged here gives the features of peft's own merge; other kinds of adapters are refused by name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def test_base_named_by_the_adapter(lively: Any, lively_dir: Path, tmp_path: Path
     edit(tmp_path / "lora", base_model_name_or_path=str(tmp_path / "gone"))
     with pytest.raises(EncoderNotFound, match="gone"):
         tower.import_encoder(tmp_path / "lora", tmp_path / "out")
+
+
+def test_another_base_than_the_adapter_names(
+    lively: Any, lively_dir: Path, tiny_encoder_dir: Path, tmp_path: Path
+) -> None:
+    adapt(lively, tmp_path / "lora")
+    edit(tmp_path / "lora", base_model_name_or_path=str(tiny_encoder_dir))
+    with pytest.raises(EncoderFormatError, match=rf"trained on {tiny_encoder_dir}, whose weights differ .*--base"):
+        tower.import_encoder(tmp_path / "lora", tmp_path / "out", base=lively_dir)
+    copy = shutil.copytree(lively_dir, tmp_path / "copy")
+    for named in (str(copy), str(tmp_path / "gone"), "someone/clip"):
+        edit(tmp_path / "lora", base_model_name_or_path=named)
+        tower.import_encoder(tmp_path / "lora", tmp_path / "out", base=lively_dir)
+        record = json.loads((tmp_path / "out" / "ohd.json").read_text())["config"]
+        assert record["base_named_by_adapter"] == named
 
 
 def test_adapter_on_the_vision_tower_alone(lively: Any, lively_dir: Path, tmp_path: Path, assert_same: Same) -> None:

@@ -358,6 +358,16 @@ def test_files_that_are_missing(lively_dir: Path, lively: Any, tmp_path: Path) -
     tower.import_encoder(place, tmp_path / "out", base=lively_dir)
 
 
+def test_a_base_that_would_not_be_used(lively_dir: Path, lively: Any, tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    place = source(tmp_path / "src", lively_dir, lively.state_dict())
+    with pytest.raises(EncoderFormatError, match=rf"--base {tiny_encoder_dir} would not be used.*leave --base out"):
+        tower.import_encoder(place, tmp_path / "out", base=tiny_encoder_dir)
+    (place / "vocab.json").unlink()
+    tower.import_encoder(place, tmp_path / "out", base=tiny_encoder_dir)  # gives its tokenizer, and no weight
+    parents = json.loads((tmp_path / "out" / "ohd.json").read_text())["parents"]
+    assert [row["path"] for row in parents] == [str(place)]
+
+
 def test_destination_that_holds_something_else(lively_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(StorageError, match="holds something else"):
@@ -398,3 +408,43 @@ def test_command(
     assert stop.value.code == 2
     assert shown.startswith("error: EncoderFormatError: ")
     assert "--base" in shown
+
+
+def as_transformers_5(folder: Path) -> None:
+    """Leaves what transformers 5 saves: tokenizer.json alone, the image processor in processor_config.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    pieces = json.loads((folder / "vocab.json").read_text())
+    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
+    tokenizer = Tokenizer(models.BPE(pieces, merges, unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    pixels = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": pixels, "processor_class": "CLIP"}))
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "preprocessor_config.json", "ohd.json"):
+        (folder / name).unlink()
+
+
+def test_files_as_transformers_5_saves_them(tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    """Every version finds its own: 4.37 wants vocab.json, merges.txt and preprocessor_config.json."""
+    source = Path(shutil.copytree(tiny_encoder_dir, tmp_path / "source"))
+    as_transformers_5(source)
+    tower.import_encoder(source, tmp_path / "new")
+    old, new = (tower.load_tokenizer(folder) for folder in (tiny_encoder_dir, tmp_path / "new"))
+    texts = ["a red ball and a small box", "keys, lamps"]
+    assert old(texts)["input_ids"] == new(texts)["input_ids"]
+    for name in ("vocab.json", "merges.txt", "preprocessor_config.json"):
+        assert (tmp_path / "new" / name).is_file()
+    wanted = json.loads((tiny_encoder_dir / "preprocessor_config.json").read_text())
+    assert json.loads((tmp_path / "new" / "preprocessor_config.json").read_text()) == wanted
+
+
+def test_another_encoder_is_not_overwritten(tiny_encoder_dir: Path, lively_dir: Path, tmp_path: Path) -> None:
+    tower.import_encoder(tiny_encoder_dir, tmp_path / "mine")
+    tower.import_encoder(tiny_encoder_dir, tmp_path / "mine")  # the same tower
+    with pytest.raises(StorageError, match=r"holds another encoder .*say --overwrite"):
+        tower.import_encoder(lively_dir, tmp_path / "mine")
+    assert tower.check(tmp_path / "mine").digest == tower.check(tiny_encoder_dir).digest
+    tower.import_encoder(lively_dir, tmp_path / "mine", overwrite=True)
+    assert tower.check(tmp_path / "mine").digest == tower.check(lively_dir).digest

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,48 @@ def test_built_in_from_the_local_cache(encoder: Path, monkeypatch: pytest.Monkey
     assert tower.resolve("openai") == snapshot
 
 
+def test_a_part_in_the_cache_is_downloaded_again(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What an interrupted download leaves is there for huggingface_hub, and not for us."""
+    snapshot = tmp_path / str(names.BUILT_IN["openai"].revision)
+    snapshot.mkdir()
+    shutil.copy(encoder / "config.json", snapshot)
+    asked = []
+
+    def download(repository: str, **settings: Any) -> str:
+        asked.append(settings.get("local_files_only", False))
+        if not asked[-1]:
+            shutil.copytree(encoder, snapshot, dirs_exist_ok=True)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert tower.check(tower.resolve("openai")).name == "tiny"
+    assert tower.resolve("openai") == snapshot
+    assert asked == [True, False, True]
+
+
+def test_a_repository_without_a_known_commit_stays_at_its_first(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, newest = [], ["a1"]
+
+    def download(repository: str, revision: str | None = None, **_: Any) -> str:
+        asked.append(revision)
+        shutil.copytree(encoder, tmp_path / "hub" / newest[0] / "clip", dirs_exist_ok=True)
+        return str(tmp_path / "hub" / newest[0])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert tower.resolve("ours") == tmp_path / "hub" / "a1" / "clip"
+    assert tower.resolve("ours") == tmp_path / "hub" / "a1" / "clip"
+    assert asked == [None, "a1"]
+    newest[0] = "b2"
+    with pytest.raises(
+        EncoderFormatError, match=r"was at commit a1 when it was first used here, and is b2 now.*hub\.json"
+    ):
+        tower.resolve("ours")
+
+
 def test_registered_folder_that_vanished(encoder: Path) -> None:
     tower.register("ours", encoder)
     shutil.rmtree(encoder)
@@ -79,6 +122,26 @@ def test_registered_folder_that_changed(encoder: Path) -> None:
         tower.resolve("ours")
     tower.register("ours", encoder)
     assert tower.resolve("ours") == encoder
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["ours", "stock"])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "merges.txt"])
+def test_registered_folder_of_which_another_file_changed(encoder: Path, name: str, recorded: bool) -> None:
+    """The digest is that of the weights; the row knows the other files too, also where there is no ohd.json."""
+    if not recorded:
+        (encoder / "ohd.json").unlink()
+    tower.register("mine", encoder)
+    (encoder / name).write_text((encoder / name).read_text() + "\n")
+    with pytest.raises(EncoderFormatError, match=rf"{name} was altered.* the register \(.*register mine PATH"):
+        tower.resolve("mine")
+
+
+def test_row_of_an_older_version(encoder: Path) -> None:
+    tower.register("mine", encoder)
+    rows = tower.registered()
+    del rows["mine"]["files"]
+    (home() / "encoders.json").write_text(json.dumps(rows))
+    assert tower.resolve("mine") == encoder
 
 
 def test_register_checks(encoder: Path, tmp_path: Path) -> None:
@@ -162,3 +225,13 @@ def test_unknown_name_and_help_need_no_torch(argument: str) -> None:
     code = "import sys; from llava_ohd.tower.__main__ import main\ntry: main([sys.argv[1]])\n"
     code += "except SystemExit: pass\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, argument], check=True, capture_output=True)
+
+
+def test_help_begins_with_what_most_people_want(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert '--vision_tower "$(python -m llava_ohd.tower ours)"' in shown
+    assert "\nexamples:\n" in shown
+    assert "\nexit codes:\n  0  " in shown
+    assert max(map(len, shown.splitlines())) <= 120

@@ -89,7 +89,7 @@ def test_the_flag_without_weights(trained: Trained, load: Any, tiny_encoder_dir:
     with pytest.raises(ModelFormatError, match="holds no tower weights"):
         tower.check_llava_checkpoint(folder)
     _, model, _ = load(folder)
-    with pytest.raises(EncoderFormatError, match="is not tiny"):  # whatever was in memory
+    with pytest.raises(EncoderFormatError, match=r"is not tiny|holds Inf or NaN"):  # whatever was in memory
         tower.verify(model, tiny_encoder_dir)
 
 
@@ -283,6 +283,28 @@ def test_names_in_registered_code(
     assert model.config.mm_vision_tower == str(tiny_encoder_dir)  # which the unmodified code loads, too
     with pytest.raises(EncoderNotFound, match="unknown encoder 'nobody'"):
         start_training(tiny_llama_dir, "nobody")
+
+
+@pytest.mark.usefixtures("_registered")
+@pytest.mark.parametrize("kind", ["lora", "projector"])
+def test_a_tower_beside_an_adapter(
+    trained: Trained, load: Any, tiny_llama_dir: Path, other_encoder_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    """As yfliu/llava_clip_ohd_caps_lora is laid out: the config that reaches the tower names the base."""
+    folder = copy(trained[kind][0], tmp_path / f"llava-{kind}", mm_vision_tower="./clip")
+    shutil.copytree(other_encoder_dir, folder / "clip")
+    _, model, _ = load(folder, tiny_llama_dir)
+    tower.verify(model, other_encoder_dir)
+
+
+@pytest.mark.usefixtures("_registered")
+def test_an_adapter_whose_tower_would_come_from_its_base(
+    trained: Trained, load: Any, other_encoder_dir: Path, tmp_path: Path
+) -> None:
+    base = put_inside(copy(trained["full"][0], tmp_path / "llava-base"), other_encoder_dir)
+    folder = copy(trained["lora"][0], tmp_path / "llava-lora", unfreeze_mm_vision_tower=True)
+    with pytest.raises(ModelFormatError, match="which are another tower"):
+        load(folder, base)
 
 
 def test_unregistering_leaves_nothing_behind() -> None:

@@ -23,7 +23,7 @@ def pixels(images: Path, processor: Any, config: Any) -> torch.Tensor:
 
 
 def question(tokenizer: Any) -> torch.Tensor:
-    """The ids of a question about an image, with the original code's prompt and image index."""
+    """The ids of a question, with the original code's prompt and image index."""
     from llava.constants import IMAGE_TOKEN_INDEX
     from llava.mm_utils import tokenizer_image_token
 
@@ -31,16 +31,17 @@ def question(tokenizer: Any) -> torch.Tensor:
     return tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")[None]
 
 
-@torch.inference_mode()
 def answer(tokenizer: Any, model: Any, image: torch.Tensor) -> list[int]:
     """Twelve tokens by greedy search."""
-    return model.generate(question(tokenizer), images=image[None], do_sample=False, max_new_tokens=12)[0].tolist()
+    with torch.inference_mode():
+        ids = question(tokenizer)
+        return model.generate(ids, images=image[None], do_sample=False, max_new_tokens=12)[0].tolist()
 
 
-@torch.inference_mode()
-def first_scores(tokenizer: Any, model: Any, image: torch.Tensor) -> torch.Tensor:
-    """The scores of all pieces for the first token of the answer."""
-    return model(question(tokenizer), images=image[None]).logits[0, -1].float()
+def scores(tokenizer: Any, model: Any, image: torch.Tensor) -> torch.Tensor:
+    """The logits of the first token of an answer."""
+    with torch.inference_mode():
+        return model(question(tokenizer), images=image[None]).logits[0, -1]
 
 
 @pytest.mark.parametrize("stage", ["projector", "lora", "full"])
@@ -85,6 +86,8 @@ def test_loading_and_answering(
     full = pixels(images, processor, model.config)
     batch = full.half()  # as the original code's evaluations do
     features, tokens = stock(batch), [answer(tokenizer, model, image) for image in batch]
+    logits = [scores(tokenizer, model, image) for image in batch]
+    assert not torch.equal(logits[0], logits[1])  # the answers depend on the image
 
     tower.swap(model, tiny_encoder_dir)
     ours = model.get_vision_tower()
@@ -95,14 +98,12 @@ def test_loading_and_answering(
     assert torch.equal(pixels(images, ours.image_processor, model.config), full)
     assert torch.equal(ours.encode([Image.open(images / f"{i}.png") for i in range(4)]), stock(full))
     assert [answer(tokenizer, model, image) for image in batch] == tokens
-    scores = [first_scores(tokenizer, model, image) for image in batch]
-    assert len({one.numpy().tobytes() for one in scores}) == len(batch)  # the answers depend on the image
+    assert all(torch.equal(scores(tokenizer, model, image), a) for image, a in zip(batch, logits, strict=True))
 
     tower.swap(model, other_encoder_dir)
     assert model.config.mm_vision_tower == str(other_encoder_dir)
     assert not torch.equal(model.get_vision_tower()(batch), features)
-    others = [first_scores(tokenizer, model, image) for image in batch]
-    assert not any(torch.equal(a, b) for a, b in zip(scores, others, strict=True))  # and on the encoder
+    assert not any(torch.equal(scores(tokenizer, model, image), a) for image, a in zip(batch, logits, strict=True))
     with pytest.raises(EncoderFormatError, match="is not tiny"):
         tower.verify(model, tiny_encoder_dir)
 

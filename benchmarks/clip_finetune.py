@@ -1,0 +1,173 @@
+"""Compares one optimiser step of encoder fine-tuning with the way of the released code, in one process.
+
+Inputs:  --data: the folder of the authors' OHD-Caps files; --tokenizer: CLIP's. Weights and pixels are random.
+Outputs: OUT/GEOMETRY.json and .md: images a second, processor time, FLOPs, memory, and how far the floor is. The last
+         line printed is `speedup X`: seconds of the released step / seconds of ours, median over the batches.
+Command: python benchmarks/clip_finetune.py --geometry vit-b-32 --data ../shared/data/ohd_caps
+Cost:    2 cores: vit-b-32 about 5 minutes and 12 GB, vit-l-14-336 about 7 minutes and 16 GB.
+
+A step is zero_grad, forward, loss (that of the released code), backward, fused AdamW; of ours also building the tree of
+captions. Before anything is timed, loss and gradients of both ways must agree within 1e-4 (float32), else it fails.
+Every repetition takes another batch, from the four files with 27 negatives a row in turn; both ways get the same one.
+GPU:     --device cuda --bf16 --batch_size 56 (the paper's; 14 for vit-l-14-336) --peak_tflops 989 (H100): prints MFU.
+"""
+
+import multiprocessing
+import os
+import shlex
+import statistics
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llava_ohd.errors import exit_on_error
+from llava_ohd.files import write_json, write_text
+from llava_ohd.results import versions
+
+OUT = Path(__file__).resolve().parent / "results" / "clip_finetune"
+TOKENIZER = Path("../shared/data/tokenizers/clip_vitb32_no_weights")
+BATCH = {"vit-b-32": 8, "vit-l-14-336": 2, "tiny": 4}
+GIB = 2**30
+
+
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the lines of the text above and adds the defaults."""
+
+
+def _arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser.add_argument("--geometry", choices=BATCH, default="vit-b-32", help="sizes of the towers")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/ohd_caps"), help="OHD-Caps: dev/, test/")
+    parser.add_argument("--file", help="one file of DATA instead of the four; dev/dev_data.json is compositional")
+    parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="folder of CLIP's tokenizer")
+    parser.add_argument("--batch_size", type=int, help=f"images a step; default {BATCH}")
+    parser.add_argument("--repetitions", type=int, default=3, help="batches timed, each both ways")
+    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="towers in bfloat16 autocast, after the check in float32")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward, both ways")
+    parser.add_argument("--peak_tflops", type=float, help="of the device, to print the share reached (MFU)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the result")
+    given = parser.parse_args()
+    given.batch_size = given.batch_size or BATCH[given.geometry]
+    return given
+
+
+def _measure(given: Namespace) -> dict[str, Any]:
+    """Memory first, in processes of their own, then everything else here."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from llava_ohd.clip.speed import check_equal, peak_memory, product_rate, timed_step
+    from llava_ohd.clip.ways import WAYS, Stage, read_mixture
+    from llava_ohd.progress import track
+
+    torch.set_num_threads(given.threads)
+    rows = read_mixture(given.data, given.file, given.batch_size * given.repetitions)
+    tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    settings = (given.geometry, rows, tokenizer, given.batch_size, given.device, given.bf16, given.checkpointing)
+    memory = {}
+    for way in track(WAYS, "memory of each way"):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
+            memory[way.name] = child.submit(peak_memory, way, given.threads, settings).result()
+    stage = Stage(*settings)
+    equality = check_equal(stage)
+    stage.optimizer.step()  # allocates its moments
+    costs: dict[str, list[Any]] = {way.name: [] for way in WAYS}
+    for number in track(range(given.repetitions), "steps"):
+        for way in WAYS[:: 1 if number % 2 else -1]:
+            costs[way.name].append(asdict(timed_step(stage, way, number)))
+    return {
+        "equality": asdict(equality),
+        "steps": costs,
+        "memory": memory,
+        "product_flops": product_rate(given.device, given.bf16),
+    }
+
+
+def _summary(given: Namespace, measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns medians over the batches, per way and of the ratios, and the two bounds that FLOPs set."""
+    steps, flops, vision = measured["steps"], measured["equality"]["flops"], measured["equality"]["vision"]
+    ways = {}
+    for name, costs in steps.items():
+        wall, cpu = (statistics.median(cost[clock] for cost in costs) for clock in ("wall", "cpu"))
+        rate = flops[name] * given.batch_size / wall
+        ways[name] = {"images_per_second": given.batch_size / wall, "wall": wall, "cpu": cpu, "flops_per_second": rate}
+    ratios = {
+        clock: statistics.median(
+            one[clock] / other[clock] for one, other in zip(steps["released"], steps["ours"], strict=True)
+        )
+        for clock in ("wall", "cpu")
+    }
+    bounds = {
+        "same_rate": flops["released"] / flops["ours"],
+        "vision_only": flops["released"] / vision["ours"],
+    }
+    return {"ways": ways, "speedup": ratios, "bounds": bounds}
+
+
+def _table(given: Namespace, measured: dict[str, Any], summary: dict[str, Any]) -> str:
+    equality, bounds = measured["equality"], summary["bounds"]
+    lines = [
+        "| way | images/s | step (s) | processor time (s) | GFLOP an image | of it vision | GFLOP/s | peak (GiB) "
+        "| above weights (GiB) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, way in summary["ways"].items():
+        flops, memory = equality["flops"][name], measured["memory"][name]
+        lines.append(
+            f"| {name} | {way['images_per_second']:.3f} | {way['wall']:.2f} | {way['cpu']:.2f} | {flops / 1e9:.0f} "
+            f"| {equality['vision'][name] / flops:.0%} | {way['flops_per_second'] / 1e9:.0f} "
+            f"| {memory['peak'] / GIB:.2f} | {memory['above'] / GIB:.2f} |"
+        )
+    speedup = summary["speedup"]
+    lines += [
+        "",
+        f"Speed-up {speedup['wall']:.2f} ({speedup['cpu']:.2f} in processor time). The ratio of FLOPs is "
+        f"{bounds['same_rate']:.2f}; were captions for nothing, the vision tower would bound it to "
+        f"{bounds['vision_only']:.2f}. A plain matrix product runs at {measured['product_flops'] / 1e9:.0f} GFLOP/s. "
+        f"Between the ways the loss differs by {equality['loss']:.1e}, the gradients by {equality['gradients']:.1e} "
+        f"(worst parameter {equality['worst']:.1e}).",
+    ]
+    if given.peak_tflops:
+        shares = (f"{n} {w['flops_per_second'] / given.peak_tflops / 1e12:.1%}" for n, w in summary["ways"].items())
+        lines.append(f"Of {given.peak_tflops:g} TFLOP/s: {', '.join(shares)}.")
+    return "\n".join(lines)
+
+
+def _machine(given: Namespace) -> dict[str, Any]:
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
+    gpu = torch.cuda.get_device_name() if given.device == "cuda" else None
+    return {"processor": cpu, "cores": os.cpu_count(), "threads": given.threads, "gpu": gpu}
+
+
+def main() -> None:
+    """Runs the command."""
+    given = _arguments()
+    with exit_on_error():
+        measured = _measure(given)
+        summary = _summary(given, measured)
+        table = _table(given, measured, summary)
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        command = f"python benchmarks/clip_finetune.py {shlex.join(sys.argv[1:])}"
+        record = {"command": command, "settings": settings, "machine": _machine(given), "versions": versions()}
+        name = "-".join(filter(None, [given.geometry, given.file and Path(given.file).stem]))
+        write_json(given.out / f"{name}.json", record | summary | measured)
+        write_text(given.out / f"{name}.md", f"{table}\n\n{_origin(record)}\n")
+        print(f"{table}\n\nresult: {given.out / name}.json\nspeedup {summary['speedup']['wall']:.2f}")
+
+
+def _origin(record: dict[str, Any]) -> str:
+    machine, libraries = record["machine"], record["versions"]
+    where = f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads on {machine['cores']} cores"
+    return f"`{record['command']}`: {where}; torch {libraries['torch']}, transformers {libraries['transformers']}."
+
+
+if __name__ == "__main__":
+    main()

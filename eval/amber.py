@@ -1,0 +1,78 @@
+"""AMBER: what does a model name that is not there, and what does it say of it when asked?
+
+Paper:    Wang et al., 2023, arXiv 2311.07397.
+Rule:     official (junyangwang0410/AMBER@534babf inference.py). --similarity exact compares words by their letters,
+          where the original asks spaCy's en_core_web_lg; --similarity spacy does as the original.
+Metrics:  chair (imagined mentions), hal (descriptions with one), cog (imagined as people would): lower is better; cover
+          (share of the image's objects named): higher. accuracy, precision, recall, f1: higher; "No" is the positive
+          class. amber = (1 - chair + f1) / 2: higher.
+Quirks:   exactly "Yes" and "No" count ("yes", "No." are wrong): tolerant/* reads the first word. Always "No" gets F1
+          79.7 %, more than LLaVA-1.5: always_no/* stands beside. Id 13193 asks for a chair in one query file and for a
+          computer in another.
+Inputs:   --responses FILE, an array of {"id", "response"} as AMBER's, or our answers.jsonl; a part of the ids will do,
+          and is then marked as not complete. --data DIR with annotations.json, relation.json, safe_words.txt.
+Outputs:  OUT/results.json.
+Command:  python eval/amber.py --responses answers.json --data amber/data --similarity exact --out runs/amber
+Cost:     seconds; no torch. Descriptions need NLTK and its data (NLTK_DATA=DIR).
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from llava_ohd.errors import exit_on_error
+from llava_ohd.evals import amber, amber_generative
+from llava_ohd.records import Metric
+from llava_ohd.results import write_results
+
+CONTRADICTION = 13193
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--responses", type=Path, required=True, help="what the model said")
+    home = os.environ.get("LLAVA_OHD_DATA")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(home) / "amber" if home else None,
+        required=not home,
+        help="AMBER's data folder (default: amber/ of $LLAVA_OHD_DATA)",
+    )
+    parser.add_argument("--similarity", choices=sorted(amber_generative.SIMILARITIES), default="exact")
+    parser.add_argument("--out", type=Path, help="default: RESPONSES_scored/ beside the file")
+    given = parser.parse_args()
+    with exit_on_error():
+        items = amber.read_items(given.data)
+        responses = amber.read_responses(given.responses, items)
+        words = amber_generative.read_words(given.data)
+        found = amber_generative.generative(responses, items, words, given.similarity)
+        found += amber.discriminative(responses, items)
+        values = {metric.name: metric.value for metric in found}
+        if {"chair", "f1"} <= values.keys():
+            found.insert(0, Metric("amber", (1 - values["chair"] + values["f1"]) / 2, len(responses), "higher"))
+        parts = amber.parts(responses, items)
+        out = given.out or given.responses.with_name(f"{given.responses.stem}_scored")
+        write_results(
+            out / "results.json",
+            found,
+            evaluation="amber",
+            rule=amber.RULE,
+            data_set="amber",
+            n=len(responses),
+            complete=all(answered in (0, total) for answered, total in parts.values()),
+            settings={"similarity": given.similarity, "answered": parts},
+        )
+        print(f"AMBER, {given.responses}, words compared: {given.similarity}")
+        for name, (answered, total) in parts.items():
+            print(f"  {name}: {answered} of {total} answered{'' if answered in (0, total) else ' (NOT COMPLETE)'}")
+        for metric in found:
+            print(f"  {metric.name:24} {100 * metric.value:6.1f} %   n {metric.n}")
+        if CONTRADICTION in responses:
+            print(f"  id {CONTRADICTION} (AMBER_931) asks for a computer in query_all.json, for a chair in the others")
+        print(f"results: {out / 'results.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Pairs of a right and a wrong caption: SugarCrepe, FOIL, nocaps-FOIL, COLA. Does the encoder prefer the right one?
+
+| file | rows | category | right |
+|---|---|---|---|
+| SugarCrepe: `{n: {filename, caption, negative_caption}}` | all | file name | s(I, C) > s(I, N) |
+| FOIL in VALSE: `{id: {image_file, caption, foil, mturk, ...}}` | valid ones | file name | s(I, C) > s(I, N) |
+| nocaps-FOIL: `[{image_path, baseline, foil, domain, ...}]` | all | domain | s(I, C) > s(I, N) |
+| COLA multi-objects: `[[image 1, caption 1, image 2, caption 2]]` | all | | each caption prefers its own image |
+
+A FOIL row is valid where at least 2 of 3 people chose the caption over the foil, as VALSE counts. COLA compares images
+for a caption, not captions for an image: s(I1, C1) > s(I2, C1) and s(I2, C2) > s(I1, C2), a quarter by chance; the
+other direction, and both together as Winoground does, stand beside it. Ties are never right.
+
+Source: RAIVNLab/sugar-crepe@0047054; Heidelberg-NLP/VALSE@2152d90; DavidMChan/aloha@7da6b90; arijitray1993/COLA@1fa52fb
+scripts/eval.py `ColaMultiObjAcc`.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llava_ohd.clip.accuracy import derangement, interval
+from llava_ohd.clip.embedding import Images, embed_captions, embed_images
+from llava_ohd.errors import DataFormatError, ImageError
+from llava_ohd.files import read_json
+from llava_ohd.ohd_caps.controls import shortest
+from llava_ohd.records import Metric
+
+__all__ = [
+    "Matching",
+    "Pair",
+    "PairScores",
+    "existing",
+    "image_names",
+    "metrics",
+    "predictions",
+    "read_all",
+    "read_pairs",
+    "score",
+]
+
+_VALID_VOTES = 2  # of three: VALSE README, "mturk.caption >= 2"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its caption, and a caption that is wrong about it."""
+
+    image: str
+    caption: str
+    negative: str
+    category: str
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Two images, each with a caption that fits it and not the other."""
+
+    images: tuple[str, str]
+    captions: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Cosines of all items.
+
+    Attributes:
+        items: The items, all of one kind.
+        cosines: Per item (1, 2) for a `Pair`: image with caption and negative; (2, 2) for a `Matching`: image, caption.
+        shuffled: The same with other images of the file; empty where there is but one.
+    """
+
+    items: Sequence[Pair | Matching]
+    cosines: Sequence[Tensor]
+    shuffled: Sequence[Tensor]
+
+
+def read_pairs(file: Path) -> tuple[list[Pair] | list[Matching], int]:
+    """Reads a file in any of the four forms.
+
+    Returns:
+        The items, and how many rows were left out because people did not agree (FOIL).
+
+    Raises:
+        DataFormatError: another form, or a row that lacks something.
+    """
+    record = read_json(file)
+    rows = list(record.values()) if isinstance(record, dict) else record
+    if not isinstance(rows, list) or not rows:
+        raise DataFormatError(f"{file} has no rows; a pair file is expected")
+    if isinstance(rows[0], list):
+        return [_matching(file, number, row) for number, row in enumerate(rows)], 0
+    valid = [row for row in rows if _is_valid(row)]
+    return [_pair(file, number, row) for number, row in enumerate(valid)], len(rows) - len(valid)
+
+
+def read_all(files: Sequence[Path]) -> tuple[list[Pair | Matching], int]:
+    """Reads several files of one kind into one list, as `read_pairs`.
+
+    Raises:
+        DataFormatError: pairs in some and matchings in others.
+    """
+    read = [read_pairs(file) for file in files]
+    items: list[Pair | Matching] = [item for found, _ in read for item in found]
+    if len({type(item) for item in items}) > 1:
+        raise DataFormatError(f"{', '.join(map(str, files))} hold pairs and COLA's matchings; measure them apart")
+    return items, sum(left_out for _, left_out in read)
+
+
+def _is_valid(row: Any) -> bool:
+    votes = row.get("mturk") if isinstance(row, dict) else None
+    return votes is None or votes["caption"] >= _VALID_VOTES
+
+
+def _pair(file: Path, number: int, row: Any) -> Pair:
+    forms = (
+        ("filename", "caption", "negative_caption", None),
+        ("image_file", "caption", "foil", None),
+        ("image_path", "baseline", "foil", "domain"),
+    )
+    for image, caption, negative, category in forms:
+        if isinstance(row, dict) and {image, caption, negative} <= row.keys():
+            return Pair(row[image], row[caption], row[negative], str(row[category]) if category else file.stem)
+    found = sorted(row) if isinstance(row, dict) else type(row).__name__
+    raise DataFormatError(
+        f"{file} row {number} has {found}; image, caption and wrong caption are expected under one of "
+        f"{[form[:3] for form in forms]}"
+    )
+
+
+def _matching(file: Path, number: int, row: Any) -> Matching:
+    if not isinstance(row, list) or len(row) != 4 or not all(isinstance(cell, str) for cell in row):
+        raise DataFormatError(f"{file} row {number} is not [image 1, caption 1, image 2, caption 2]")
+    one, first, two, second = row
+    return Matching((one.rpartition("/")[2], two.rpartition("/")[2]), (first, second))
+
+
+def image_names(items: Sequence[Pair | Matching]) -> list[str]:
+    """Returns the different image names in the order of their first item."""
+    return list(dict.fromkeys(name for item in items for name in _images(item)))
+
+
+def _images(item: Pair | Matching) -> tuple[str, ...]:
+    return item.images if isinstance(item, Matching) else (item.image,)
+
+
+def _captions(item: Pair | Matching) -> tuple[str, str]:
+    return item.captions if isinstance(item, Matching) else (item.caption, item.negative)
+
+
+def existing(items: Sequence[Any], folder: Path, limit: bool) -> list[Any]:
+    """Returns the items whose images are there.
+
+    Args:
+        items: Pairs or matchings.
+        folder: Folder of the images.
+        limit: Leave the others out; otherwise they are an error.
+
+    Raises:
+        ImageError: images are missing, and `limit` was not asked for or nothing is left.
+    """
+    there = {name for name in image_names(items) if (folder / name).is_file()}
+    kept = [item for item in items if there.issuperset(_images(item))]
+    if not kept or (len(kept) < len(items) and not limit):
+        raise ImageError(
+            f"the images of {len(items) - len(kept)} of {len(items)} rows are not in {folder} "
+            f"({len(image_names(items)) - len(there)} of {len(image_names(items))} images, such as "
+            f"{next(name for name in image_names(items) if name not in there)}); give their folder as --images"
+            + ("" if not kept else ", or measure what is there with --limit_to_existing, which the results then state")
+        )
+    return kept
+
+
+def score(model: Any, tokenizer: Any, images: Images, items: Sequence[Pair | Matching], seed: int = 0) -> PairScores:
+    """Compares every image with the captions of its item.
+
+    Args:
+        model: CLIPModel in eval mode.
+        tokenizer: Its tokenizer.
+        images: The images in `image_names(items)` order.
+        items: The items, all of one kind.
+        seed: Decides which image replaces which in the control.
+    """
+    place = {name: index for index, name in enumerate(image_names(items))}
+    texts, which = embed_captions(model, tokenizer, [caption for item in items for caption in _captions(item)])
+    seen = embed_images(model, images)
+    other = derangement(len(place), seed) if len(place) > 1 else []
+    own = [[place[name] for name in _images(item)] for item in items]
+    pairs = which.split(2)
+    cosines = [_cosines(texts, pair, seen[index]) for pair, index in zip(pairs, own, strict=True)]
+    shuffled = [[other[index] for index in row] for row in own] if other else []
+    return PairScores(items, cosines, [_cosines(texts, pair, seen[row]) for pair, row in zip(pairs, shuffled)])  # noqa: B905
+
+
+def _cosines(texts: Tensor, captions: Tensor, images: Tensor) -> Tensor:
+    """Returns (images, 2); captions with the same tokens are compared once, so that they tie exactly."""
+    different, place = captions.unique(return_inverse=True)
+    return (images @ texts[different].T)[:, place]
+
+
+def metrics(scores: PairScores) -> list[Metric]:
+    """Returns accuracy with its 95 % interval (Wilson), by category, and what needs no image.
+
+    - pairs: `accuracy`, `accuracy/CATEGORY` where there are several;
+    - matchings: `accuracy` (COLA's rule), `accuracy_captions` (for each image its own caption), `accuracy_both`;
+    - `accuracy_shuffled`: the accuracy with other images; `control_shortest` (pairs): the shorter caption, a tie of
+      two counting one half; `control_chance`.
+    """
+    rules = _rules(scores.items)
+    found: list[Metric] = []
+    for name, rule in rules.items():
+        found += _share(name, [rule(cosines) for cosines in scores.cosines])
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for item, cosines in zip(scores.items, scores.cosines, strict=True):
+        if isinstance(item, Pair):
+            groups[item.category].append(_prefers(cosines))
+    if len(groups) > 1:
+        found += [metric for name in sorted(groups) for metric in _share(f"accuracy/{name}", groups[name])]
+    if scores.shuffled:
+        hits = [rules["accuracy"](cosines) for cosines in scores.shuffled]
+        found.append(Metric("accuracy_shuffled", sum(hits) / len(hits), len(hits), "none"))
+    return found + _controls(scores.items)
+
+
+def _rules(items: Sequence[Pair | Matching]) -> Mapping[str, Any]:
+    if isinstance(items[0], Pair):
+        return {"accuracy": _prefers}
+    return {
+        "accuracy": _images_for_captions,
+        "accuracy_captions": _captions_for_images,
+        "accuracy_both": lambda cosines: _images_for_captions(cosines) and _captions_for_images(cosines),
+    }
+
+
+def _prefers(cosines: Tensor) -> bool:
+    return bool(cosines[0, 0] > cosines[0, 1])
+
+
+def _images_for_captions(cosines: Tensor) -> bool:
+    """COLA's rule: `im0_c0 > im1_c0 and im1_c1 > im0_c1`."""
+    return bool(cosines[0, 0] > cosines[1, 0] and cosines[1, 1] > cosines[0, 1])
+
+
+def _captions_for_images(cosines: Tensor) -> bool:
+    return bool(cosines[0, 0] > cosines[0, 1] and cosines[1, 1] > cosines[1, 0])
+
+
+def _share(name: str, hits: Sequence[bool]) -> list[Metric]:
+    return [Metric(name, sum(hits) / len(hits), len(hits), "higher"), *interval(name, hits)]
+
+
+def _controls(items: Sequence[Pair | Matching]) -> list[Metric]:
+    """Without an image no caption of a `Matching` can prefer one; a pair can be told by its length."""
+    if isinstance(items[0], Matching):
+        return [Metric("control_chance", 0.25, len(items), "none")]
+    first = [shortest(_captions(item)) for item in items]
+    short = sum((0 in places) / len(places) for places in first) / len(items)
+    return [Metric("control_chance", 0.5, len(items), "none"), Metric("control_shortest", short, len(items), "none")]
+
+
+def predictions(scores: PairScores) -> list[dict[str, Any]]:
+    """Returns one JSON-able row per item: whether it is right, and its cosines."""
+    rule = _rules(scores.items)["accuracy"]
+    return [
+        {
+            "images": list(_images(item)),
+            "captions": list(_captions(item)),
+            "category": getattr(item, "category", None),
+            "correct": rule(cosines),
+            "cosines": [[round(value, 6) for value in row] for row in cosines.tolist()],
+        }
+        for item, cosines in zip(scores.items, scores.cosines, strict=True)
+    ]

@@ -1,0 +1,144 @@
+"""Measures one optimiser step on OHD-Caps both ways (`clip/ways.py`): loss, gradients, time, memory, FLOPs."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from llava_ohd.clip.ways import WAYS, Stage, Way
+from llava_ohd.errors import StageFailed
+
+__all__ = ["Cost", "Equality", "check_equal", "peak_memory", "product_rate", "timed_step"]
+
+_TOLERANCE = 1e-4
+_CPU_ATTENTION = {  # not in the counter's own list
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one optimiser step takes: seconds on the clock and of processor time (all threads)."""
+
+    wall: float
+    cpu: float
+
+
+def timed_step(stage: Stage, way: Way, number: int) -> Cost:
+    """Times zero_grad, forward, loss, backward and AdamW on batch `number`; ours with the making of its tree."""
+    batch = stage.tree(number) | (stage.padded(number) if way.name == "released" else {})
+    _wait(stage)
+    wall, cpu = time.perf_counter(), time.process_time()
+    if way.name == "ours":
+        batch = stage.tree(number)
+    batch = stage.to_device(batch)
+    stage.optimizer.zero_grad()
+    with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.bf16):
+        features = way.images(stage.model, batch), way.texts(stage.model, batch)
+    stage.loss(*features, batch["valid"]).backward()
+    stage.optimizer.step()
+    _wait(stage)
+    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _wait(stage: Stage) -> None:
+    if stage.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Equality:
+    """Released against ours at the same weights and batch, float32.
+
+    Attributes:
+        loss: Relative difference of the loss.
+        gradients: Norm of the difference of all gradients, relative to the norm of all gradients.
+        worst: The same for the parameter where it is largest. The gradient of the key biases is zero in exact
+            arithmetic (softmax ignores them), so a parameter's norm counts as at least 1e-2 of the mean norm.
+        flops: By way, of forward and backward an image.
+        vision: By way, the part of `flops` that the vision tower takes.
+    """
+
+    loss: float
+    gradients: float
+    worst: float
+    flops: dict[str, float]
+    vision: dict[str, float]
+
+
+def check_equal(stage: Stage, number: int = 0) -> Equality:
+    """Computes loss and gradients of batch `number` both ways and counts their FLOPs.
+
+    Raises:
+        StageFailed: they differ by more than 1e-4.
+    """
+    batch = stage.to_device(stage.tree(number) | stage.padded(number))
+    losses, grads, flops, vision = [], [], {}, {}
+    for way in WAYS:
+        stage.model.zero_grad()
+        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+            images = way.images(stage.model, batch)
+            looked = counter.get_total_flops()
+            loss = stage.loss(images, way.texts(stage.model, batch), batch["valid"])
+            forward = counter.get_total_flops()
+            loss.backward()
+        flops[way.name] = counter.get_total_flops() / stage.batch_size
+        vision[way.name] = flops[way.name] * looked / forward
+        losses.append(loss.item())
+        grads.append([p.grad for p in stage.model.parameters() if p.grad is not None])
+    [expected, found] = grads
+    norms = torch.stack([one.norm() for one in expected])
+    differences = torch.stack([(one - other).norm() for one, other in zip(expected, found, strict=True)])
+    worst = (differences / norms.clamp(min=1e-2 * float(norms.mean()))).max().item()
+    equality = Equality(
+        abs(losses[1] / losses[0] - 1), (differences.norm() / norms.norm()).item(), worst, flops, vision
+    )
+    if not max(equality.loss, equality.gradients, equality.worst) <= _TOLERANCE:
+        raise StageFailed(f"the two ways differ by more than {_TOLERANCE}: {equality}; clip/captions.py is at fault")
+    return equality
+
+
+def peak_memory(way: Way, threads: int, settings: tuple[Any, ...]) -> dict[str, float]:
+    """Runs two steps of a way and returns peaks in bytes; call it in a process of its own.
+
+    Args:
+        way: The way.
+        threads: Processor threads.
+        settings: Arguments of `Stage`.
+
+    Returns:
+        `peak`: resident set of the process (CUDA: of torch's allocator). `above`: what of it is neither library nor
+        weights, gradients and AdamW's moments.
+    """
+    torch.set_num_threads(threads)
+    before = _resident("VmRSS")
+    stage = Stage(*settings)
+    for _ in range(2):  # AdamW's moments are there from the second on
+        timed_step(stage, way, 0)
+    state = sum(4 * weight.numel() * weight.element_size() for weight in stage.model.parameters())
+    if stage.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+        return {"peak": peak, "above": peak - state}
+    return {"peak": _resident("VmHWM"), "above": _resident("VmHWM") - before - state}
+
+
+def product_rate(device: str, bf16: bool, size: int = 2048) -> float:
+    """Returns the FLOP/s of the best of ten plain products of two square matrices."""
+    one, other = torch.randn(2, size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    rates = []
+    for _ in range(10):
+        start = time.perf_counter()
+        (one @ other)[0, 0].item()  # waits for the result
+        rates.append(2 * size**3 / (time.perf_counter() - start))
+    return max(rates)
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))

@@ -1,0 +1,41 @@
+"""The card says what files say, of this encoder only, and names what nobody measured."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from llava_ohd import tower
+from llava_ohd.clip.model_card import write_card
+from llava_ohd.records import Metric
+from llava_ohd.results import write_results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_card_holds_results_of_its_own_encoder_only(tiny_encoder_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_encoder_dir, tmp_path / "encoder")
+    card = write_card(tmp_path / "encoder").read_text()
+    for name in ("ohd_caps", "zero_shot", "pope", "chair"):
+        assert f"| {name} | | | not measured | |" in card
+    assert "## Training\n\nnot measured" in card
+
+    rows = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.25, "eval_accuracy": 0.75}]
+    (tmp_path / "curve.json").write_text(json.dumps(rows))
+    digest = tower.check(tmp_path / "encoder").digest
+    metrics = [Metric("accuracy", 0.8125, 16, "higher"), Metric("accuracy_low95", 0.6, 16, "none")]
+    for name, whose in (("mine", digest), ("other", "0" * 64)):
+        more = {"evaluation": "ohd_caps" if name == "mine" else "pope", "rule": "r", "data_set": f"set of {name}"}
+        encoder = {"name": name, "digest": whose}
+        write_results(tmp_path / "eval" / name / "results.json", metrics, **more, n=16, encoder=encoder)  # type: ignore[arg-type]
+    command = [sys.executable, str(ROOT / "scripts/model_card.py"), "--encoder", str(tmp_path / "encoder")]
+    subprocess.run([*command, "--results", str(tmp_path / "eval")], check=True, cwd=ROOT)
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    assert "2 steps; loss 2.5000 at the first, 1.2500 at the last." in card
+    assert "| 2 | 0.7500 |" in card
+    assert "| ohd_caps | set of mine | accuracy | 0.8125 | 16 |" in card
+    assert "low95" not in card
+    assert "set of other" not in card
+    assert "| pope | | | not measured | |" in card
+    assert tower.check(tmp_path / "encoder").digest == digest
