@@ -45,7 +45,6 @@ def check_same(live: Any, encoder: Encoder, stored: dict[str, torch.Tensor], exa
     """
     weights = {name: w for name, w in core_of(live).state_dict().items() if not name.endswith(".position_ids")}
     expected = {name.removeprefix(TOWER_PREFIX): w for name, w in stored.items() if name.startswith(TOWER_PREFIX)}
-    _check_range(weights, encoder)
     config = read_config(encoder.path).vision_config
     differing = [name for name in _SAME_FUNCTION if getattr(live.config, name) != getattr(config, name)]
     said = [f"{name} is {getattr(live.config, name)}, not {getattr(config, name)}" for name in differing]
@@ -59,6 +58,7 @@ def check_same(live: Any, encoder: Encoder, stored: dict[str, torch.Tensor], exa
             f"{'; '.join(said)}. The model was loaded or built with another tower; put this one in by "
             "llava_ohd.tower.swap"
         )
+    _check_range(weights, encoder)  # last: a number out of range is equal to the encoder's, rounded alike
 
 
 def _check_range(weights: dict[str, torch.Tensor], encoder: Encoder) -> None:
