@@ -1,18 +1,21 @@
-"""Times writing, checking, loading and swapping an encoder of the true size, and measures the memory of each.
+"""Times writing, checking, loading and swapping an encoder of the true size, and measures the memory that each needs.
 
 Input:   none; a random CLIP-L/14-336 (full CLIPModel, 428 million parameters) is made, without its tokenizer.
 Output:  benchmarks/results/tower_loading.json: per file type and step the seconds and the peak memory above the model.
 Command: python benchmarks/tower_loading.py
-Cost:    about 5 minutes, 6 GB of memory, 3 GB of disk.
+Cost:    about 6 minutes, 6 GB of memory, 3 GB of disk.
+
+Steps: `write`, `check`, `load` (the whole CLIPModel, float32), `tower` (OHDVisionTower, float32), `swap` by name into
+transformers' LLaVA, whose tower is of the file's type and whose language model is tiny.
 
 Memory is the peak resident set of a process of its own (VmHWM), so it counts the mapped file as well. `above_model` is
-what a step needs beside what was there before it (a model to write, a LLaVA to swap into) and what it returns (a loaded
-model, the tower swapped in): peak - before - returned. The target is 1.2 x the file's size. During `swap` both towers
-are there, since the old one is given up only when the new one has been compared with the file.
+what a step needs beside what was there before it (a model to write; for `swap` the LLaVA with its old tower) and what
+it returns (the new weights): peak - before - returned. The target is 1.2 x the size of the file.
 """
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -25,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "tower_loading.json"
 TARGET = 1.2
-STEPS = ("write", "check", "load", "OHDVisionTower", "swap")
+STEPS = ("write", "check", "load", "tower", "swap")
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
 VISION |= {"image_size": 336, "patch_size": 14, "projection_dim": 768}
 TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
@@ -56,17 +59,32 @@ def _measured(action: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "peak": peak, "above_model": peak - before - returned}
 
 
+def _llava(folder: Path, dtype: str) -> Any:
+    """Transformers' LLaVA with a random tower of the encoder's geometry in one type, and a tiny language model."""
+    import torch
+    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from llava_ohd.tower.checks import read_config
+
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    words = LlamaConfig(vocab_size=64, num_hidden_layers=1, pad_token_id=0, **width)
+    vision = read_config(folder).vision_config
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=words, image_token_index=63))
+    return model.to(getattr(torch, dtype)).eval()
+
+
 def _step(step: str, folder: Path, dtype: str, layers: int) -> dict[str, float]:
     """One step in this process, with the libraries already imported."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
+    from llava_ohd import tower
     from llava_ohd.tower import encoder_dir
 
     torch.set_num_threads(2)
-    vision = VISION | {"num_hidden_layers": layers}
     if step == "write":
         torch.manual_seed(0)
+        vision = VISION | {"num_hidden_layers": layers}
         model = CLIPModel(CLIPConfig(vision_config=vision, text_config=TEXT, projection_dim=768))
         model = model.to(getattr(torch, dtype))
         files = folder.with_name("files")
@@ -75,36 +93,29 @@ def _step(step: str, folder: Path, dtype: str, layers: int) -> dict[str, float]:
         return _measured(
             lambda: encoder_dir.write(model, folder, files_from=files, name="random", parents=[], config={})
         )
-    from llava_ohd import tower
-
     if step == "check":
         return _measured(lambda: encoder_dir.check(folder))
     if step == "load":
         return _measured(lambda: encoder_dir.load(folder))
-    if step == "OHDVisionTower":
+    tower.load_processor(folder)  # imports the rest
+    if step == "tower":
         return _measured(lambda: tower.OHDVisionTower.of(folder))
-    llava = _llava(vision, dtype)
+    tower.register("random", folder)
+    llava = _llava(folder, dtype)
+    inner = getattr(llava, "model", llava)
 
     def swap() -> Any:
-        tower.swap(llava, folder)
-        return llava.model.vision_tower
+        tower.swap(llava, "random")
+        return inner.vision_tower
 
     return _measured(swap)
 
 
-def _llava(vision: dict[str, int], dtype: str) -> Any:
-    """Makes transformers' LLaVA with a tower of the true size and a language model of two small layers."""
-    import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    text = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=99)
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**vision), text_config=text, image_token_index=98)
-    return LlavaForConditionalGeneration(config).to(getattr(torch, dtype))
-
-
 def _run(step: str, folder: Path, dtype: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--dtype", dtype]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    environment = os.environ | {"LLAVA_OHD_HOME": str(folder.parent / "home")}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
