@@ -82,6 +82,8 @@ def _step(step: str, folder: Path, dtype: str, layers: int) -> dict[str, float]:
     from llava_ohd.tower import encoder_dir
 
     torch.set_num_threads(2)
+    with torch.device("meta"):
+        CLIPModel(CLIPConfig())  # the first model without storage makes torch import what it needs for that
     if step == "write":
         torch.manual_seed(0)
         vision = VISION | {"num_hidden_layers": layers}
