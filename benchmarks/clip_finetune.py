@@ -17,12 +17,13 @@ import os
 import shlex
 import statistics
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_json, write_text
 from llava_ohd.results import versions
@@ -33,12 +34,8 @@ BATCH = {"vit-b-32": 8, "vit-l-14-336": 2, "tiny": 4}
 GIB = 2**30
 
 
-class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the text above and adds the defaults."""
-
-
 def _arguments() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--geometry", choices=BATCH, default="vit-b-32", help="sizes of the towers")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/ohd_caps"), help="OHD-Caps: dev/, test/")
     parser.add_argument("--file", help="one file of DATA instead of the four; dev/dev_data.json is compositional")

@@ -23,7 +23,7 @@ from pathlib import Path
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import amber, amber_generative
 from llava_ohd.records import Metric
-from llava_ohd.results import write_results
+from llava_ohd.results import print_metrics, write_results
 
 CONTRADICTION = 13193
 
@@ -67,8 +67,7 @@ def main() -> None:
         print(f"AMBER, {given.responses}, words compared: {given.similarity}")
         for name, (answered, total) in parts.items():
             print(f"  {name}: {answered} of {total} answered{'' if answered in (0, total) else ' (NOT COMPLETE)'}")
-        for metric in found:
-            print(f"  {metric.name:24} {100 * metric.value:6.1f} %   n {metric.n}")
+        print_metrics(found)
         if CONTRADICTION in responses:
             print(f"  id {CONTRADICTION} (AMBER_931) asks for a computer in query_all.json, for a chair in the others")
         print(f"results: {out / 'results.json'}")

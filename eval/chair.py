@@ -21,7 +21,7 @@ from llava_ohd.evals import chair
 from llava_ohd.files import read_json
 from llava_ohd.home import evaluation_folder, from_home, home
 from llava_ohd.records import Question
-from llava_ohd.results import write_results
+from llava_ohd.results import print_metrics, write_results
 
 
 def main() -> None:
@@ -44,9 +44,9 @@ def main() -> None:
     given = parser.parse_args()
     with exit_on_error():
         if given.answers is None:
-            from llava_ohd.tower import resolve
+            from llava_ohd.tower.names import expect
 
-            resolve(given.encoder)  # what is wrong with the encoder is said first
+            expect(given.encoder)  # what is wrong with the encoder is said first
         folder = home() / "world" if given.set == "world" else Path(given.set)
         instances, captions = (folder / f"annotations/{kind}_{given.split}.json" for kind in ("instances", "captions"))
         vocabulary = chair.read_synonyms(folder / "synonyms.txt")
@@ -78,9 +78,7 @@ def main() -> None:
             **source,
         )
         print(f"CHAIR, {given.answers or given.encoder}, {folder}, {len(said)} captions")
-        for metric in metrics:
-            shown = f"{metric.value:6.1f} words" if metric.name == "length" else f"{100 * metric.value:6.1f} %"
-            print(f"  {metric.name:24} {shown}   n {metric.n}")
+        print_metrics(metrics)
         print(f"results: {out / 'results.json'}")
 
 

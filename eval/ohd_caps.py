@@ -50,9 +50,10 @@ def main() -> None:
 
         blind_only = given.controls_only or given.debias is not None
         if not blind_only:
-            from llava_ohd.clip.accuracy_report import Measurement, expect_encoder, measure, table
+            from llava_ohd.clip.accuracy_report import Measurement, measure, table
+            from llava_ohd.tower.names import expect
 
-            expect_encoder(given.encoder)
+            expect(given.encoder)
         rows, fitting = sets.read_test_sets(given.data), blind.fitting_rows(given.data, given.fit)
         out = given.out if given.out or blind_only else evaluation_folder(given.encoder, "ohd_caps", given.own_data)
         controls = blind.blind_accuracies(rows, fitting)

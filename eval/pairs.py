@@ -20,7 +20,7 @@ from pathlib import Path
 from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_jsonl
 from llava_ohd.home import from_home
-from llava_ohd.results import write_results
+from llava_ohd.results import print_metrics, write_results
 
 RULE = "float32 cosine, ties wrong (sugar-crepe@0047054, VALSE@2152d90, aloha@7da6b90, COLA@1fa52fb)"
 
@@ -58,8 +58,7 @@ def main() -> None:
             settings={"rows_without_image": len(read) - len(items), "not_valid": excluded, "shuffle_seed": given.seed},
         )
         print(f"pairs, {given.encoder}, {len(given.data)} files, {len(items)} of {len(read)} rows with their images")
-        for metric in metrics(scores):
-            print(f"  {metric.name:28} {100 * metric.value:6.1f} %   n {metric.n}")
+        print_metrics(metrics(scores), width=28)
         print(f"results: {given.out / 'results.json'}")
 
 

@@ -20,7 +20,7 @@ from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import pope
 from llava_ohd.evals.answers import read_answers
 from llava_ohd.home import evaluation_folder, from_home, home
-from llava_ohd.results import write_results
+from llava_ohd.results import print_metrics, write_results
 
 
 def main() -> None:
@@ -42,9 +42,9 @@ def main() -> None:
     given = parser.parse_args()
     with exit_on_error():
         if given.answers is None:
-            from llava_ohd.tower import resolve
+            from llava_ohd.tower.names import expect
 
-            resolve(given.encoder)  # what is wrong with the encoder is said first
+            expect(given.encoder)  # what is wrong with the encoder is said first
         folder = home() / "world" if given.set == "world" else Path(given.set)
         questions = pope.read_questions(folder / "pope" if (folder / "pope").is_dir() else folder, given.prefix)
         beside = given.answers.with_name(f"{given.answers.stem}_scored") if given.answers else None
@@ -69,8 +69,7 @@ def main() -> None:
             **source,
         )
         print(f"POPE, {given.answers or given.encoder}, {folder}")
-        for metric in metrics:
-            print(f"  {metric.name:24} {100 * metric.value:6.1f} %   n {metric.n}")
+        print_metrics(metrics)
         print(f"results: {out / 'results.json'}")
 
 

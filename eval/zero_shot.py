@@ -22,7 +22,7 @@ from pathlib import Path
 from llava_ohd.errors import DataFormatError, exit_on_error
 from llava_ohd.files import write_jsonl
 from llava_ohd.home import evaluation_folder, from_home, home
-from llava_ohd.results import write_results
+from llava_ohd.results import print_metrics, write_results
 
 SETS = ("world", "cifar10", "cifar100", "stl10", "eurosat", "gtsrb", "imagenet")
 RULE = "nearest kind by the mean of 5 prompts (arXiv 2103.00020 section 3.1; templates of llava_ohd/clip/zero_shot.py)"
@@ -69,8 +69,7 @@ def main() -> None:
             settings={"kinds": len(data.classes), "prompts": len(data.prompts[0])},
         )
         print(f"zero-shot recognition, {given.encoder}, {source}, {len(data.classes)} classes")
-        for metric in metrics(found):
-            print(f"  {metric.name:24} {100 * metric.value:6.1f} %   n {metric.n}")
+        print_metrics(metrics(found))
         print(f"results: {out / 'results.json'}")
 
 

@@ -10,12 +10,12 @@ Runs that are finished are kept: a plan that was stopped goes on, one with more 
 Source:  arXiv 2410.03176 table 9.
 """
 
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from typing import Any
 
 from transformers import HfArgumentParser
 
 from llava_ohd.clip.ablation import AblationConfig, run
+from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_json, write_text
 from llava_ohd.report.ablation import markdown, summarise
@@ -24,13 +24,9 @@ from llava_ohd.report.figures import estimates
 PANELS = {"accuracy": "OHD-Caps accuracy, %", "zero_shot": "zero-shot accuracy, %"}
 
 
-class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the text above and adds the defaults."""
-
-
 def main() -> None:
     """Runs the command."""
-    parser = HfArgumentParser([AblationConfig], description=__doc__, formatter_class=_Help)  # type: ignore[list-item]
+    parser = HfArgumentParser([AblationConfig], description=__doc__, formatter_class=HelpFormatter)  # type: ignore[list-item]
     [config] = parser.parse_args_into_dataclasses()
 
     def report(rows: list[dict[str, Any]]) -> None:

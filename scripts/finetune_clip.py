@@ -13,21 +13,16 @@ A run that was stopped goes on from its last checkpoint when the same command is
 Source:  arXiv 2410.03176; --loss released computes what the authors' code does instead of what the paper prints.
 """
 
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-
 from transformers import HfArgumentParser
 
 from llava_ohd.clip.train import FinetuneConfig, finetune
+from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
-
-
-class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the text above and adds the defaults."""
 
 
 def main() -> None:
     """Runs the command."""
-    parser = HfArgumentParser([FinetuneConfig], description=__doc__, formatter_class=_Help)  # type: ignore[list-item]
+    parser = HfArgumentParser([FinetuneConfig], description=__doc__, formatter_class=HelpFormatter)  # type: ignore[list-item]
     [config] = parser.parse_args_into_dataclasses()
     with exit_on_error():
         folder = finetune(config)

@@ -12,18 +12,14 @@ of GTSRB, which the average it prints hides; this shows how much of that comes b
 Source:  Wortsman et al. 2022, arXiv 2109.01903.
 """
 
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from typing import Any
 
 from transformers import HfArgumentParser
 
 from llava_ohd.clip.interpolation import InterpolationConfig, sweep
+from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
 from llava_ohd.report.figures import tradeoff
-
-
-class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the lines of the text above and adds the defaults."""
 
 
 def _print(row: dict[str, Any]) -> None:
@@ -36,7 +32,7 @@ _SHOWN = ("ohd_caps", "zero_shot")
 
 def main() -> None:
     """Runs the command."""
-    parser = HfArgumentParser([InterpolationConfig], description=__doc__, formatter_class=_Help)  # type: ignore[list-item]
+    parser = HfArgumentParser([InterpolationConfig], description=__doc__, formatter_class=HelpFormatter)  # type: ignore[list-item]
     [config] = parser.parse_args_into_dataclasses()
     with exit_on_error():
         print("alpha   OHD-Caps, %             zero-shot, %            shuffled, %")

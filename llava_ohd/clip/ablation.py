@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llava_ohd.clip.config import FinetuneConfig
 from llava_ohd.clip.train import finetune
+from llava_ohd.command_line import helps
 from llava_ohd.files import read_json, sha256_file, sha256_json, write_json
 from llava_ohd.home import home
 from llava_ohd.progress import track
@@ -31,10 +32,6 @@ SIGNS = {"paper": "above", "released": "below"}
 Measure = Callable[[Path], dict[str, Any]]
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 def _world(*parts: str) -> Path:
     return home().joinpath("world", *parts)
 
@@ -43,36 +40,36 @@ def _world(*parts: str) -> Path:
 class AblationConfig:
     """What to vary, and the training that all variants share."""
 
-    encoder: str = field(default="openai", metadata=_help("name or path of the encoder to start from"))
+    encoder: str = field(default="openai", metadata=helps("name or path of the encoder to start from"))
     data: Path = field(
-        default_factory=lambda: _world("ohd_caps", "train.jsonl"), metadata=_help("OHD-Caps rows to train on")
+        default_factory=lambda: _world("ohd_caps", "train.jsonl"), metadata=helps("OHD-Caps rows to train on")
     )
     test: Path = field(
-        default_factory=lambda: _world("ohd_caps", "test.jsonl"), metadata=_help("OHD-Caps rows to measure on")
+        default_factory=lambda: _world("ohd_caps", "test.jsonl"), metadata=helps("OHD-Caps rows to measure on")
     )
     instances: Path = field(
         default_factory=lambda: _world("annotations", "instances_zero_shot.json"),
-        metadata=_help("COCO instances json for zero-shot recognition"),
+        metadata=helps("COCO instances json for zero-shot recognition"),
     )
     images: Path = field(
-        default_factory=lambda: _world("images"), metadata=_help("folder that the images of all three lie in")
+        default_factory=lambda: _world("images"), metadata=helps("folder that the images of all three lie in")
     )
-    out: Path = field(default_factory=lambda: home() / "ablation", metadata=_help("where to write"))
+    out: Path = field(default_factory=lambda: home() / "ablation", metadata=helps("where to write"))
     plan: Literal["terms", "grid", "all"] = field(
-        default="terms", metadata=_help("terms and signs of both modes; grid of taus x lambdas, both signs; or both")
+        default="terms", metadata=helps("terms and signs of both modes; grid of taus x lambdas, both signs; or both")
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata=_help("one training of each variant per seed"))
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata=helps("one training of each variant per seed"))
     taus: list[float] = field(
-        default_factory=lambda: [0.35, 2.0, 5.0], metadata=_help("margins of the grid, tau1 = tau2, logits")
+        default_factory=lambda: [0.35, 2.0, 5.0], metadata=helps("margins of the grid, tau1 = tau2, logits")
     )
     lambdas: list[float] = field(
-        default_factory=lambda: [0.1, 0.2, 1.0], metadata=_help("weights of the grid, lambda1 = lambda2")
+        default_factory=lambda: [0.1, 0.2, 1.0], metadata=helps("weights of the grid, lambda1 = lambda2")
     )
-    max_steps: int = field(default=120, metadata=_help("optimiser steps of a training"))
-    batch_size: int = field(default=32, metadata=_help("images a step"))
-    negatives: int | None = field(default=9, metadata=_help("negatives per image and step, drawn anew; None = all"))
-    learning_rate: float = field(default=8e-4, metadata=_help("peak rate; 8e-4 suits the world's mini CLIP"))
-    warmup_steps: int = field(default=10, metadata=_help("steps of linear warm-up; linear decay to 0 follows"))
+    max_steps: int = field(default=120, metadata=helps("optimiser steps of a training"))
+    batch_size: int = field(default=32, metadata=helps("images a step"))
+    negatives: int | None = field(default=9, metadata=helps("negatives per image and step, drawn anew; None = all"))
+    learning_rate: float = field(default=8e-4, metadata=helps("peak rate; 8e-4 suits the world's mini CLIP"))
+    warmup_steps: int = field(default=10, metadata=helps("steps of linear warm-up; linear decay to 0 follows"))
 
 
 @dataclass(frozen=True)
@@ -141,9 +138,10 @@ def run(config: AblationConfig, report: Callable[[list[dict[str, Any]]], None]) 
     def measure(encoder: Path) -> dict[str, Any]:
         return _row(reached(tower.load(encoder)))
 
+    shared = _fingerprint(config)
     rows: list[dict[str, Any]] = [{"variant": "stock", "seed": None, "changes": {}, **measure(stock)}]
     for seed, variant in track(list(product(config.seeds, variants(config))), "ablating the loss"):
-        rows.append(_run(config, variant, seed, measure))
+        rows.append(_run(config, shared, variant, seed, measure))
         report(rows)
     return rows
 
@@ -154,8 +152,10 @@ def _row(measured: "Measured") -> dict[str, Any]:
     return numbers | {"zero_shot": kind.value, "zero_shot_n": kind.n}
 
 
-def _run(config: AblationConfig, variant: Variant, seed: int, measure: Measure) -> dict[str, Any]:
-    terms = _fingerprint(config) | {"changes": dict(variant.changes), "seed": seed}
+def _run(
+    config: AblationConfig, shared: dict[str, Any], variant: Variant, seed: int, measure: Measure
+) -> dict[str, Any]:
+    terms = shared | {"changes": dict(variant.changes), "seed": seed}
     folder = config.out / "runs" / sha256_json(terms)[:16]
     file = folder / "measured.json"
     if not file.is_file():

@@ -14,9 +14,8 @@ from llava_ohd.ohd_caps.blind import TITLES
 from llava_ohd.ohd_caps.records import OhdRow
 from llava_ohd.records import Metric
 from llava_ohd.results import write_results
-from llava_ohd.tower.names import choices
 
-__all__ = ["Measurement", "expect_encoder", "measure", "table"]
+__all__ = ["Measurement", "measure", "table"]
 
 RULE = "argmax of float32 cosines, ties wrong (arXiv 2410.03176; Yufang-Liu/clip_hallucination@8a748e6 aro_datasets.py)"
 
@@ -51,16 +50,6 @@ class Measurement:
     data: Path
     fitted_on: str
     seed: int = 0
-
-
-def expect_encoder(name: str) -> None:
-    """Makes sure that there is such an encoder, before anything is read or downloaded.
-
-    Raises:
-        EncoderNotFound: there is none; the message lists all choices.
-    """
-    if name not in choices() and not Path(name).expanduser().is_dir():
-        tower.resolve(name)
 
 
 def measure(given: Measurement, rows: Sequence[OhdRow], controls: Mapping[str, float], out: Path) -> list[Metric]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from llava_ohd.command_line import helps
 from llava_ohd.home import home
 
 if TYPE_CHECKING:
@@ -15,108 +16,104 @@ if TYPE_CHECKING:
 __all__ = ["FinetuneConfig", "loss_config"]
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass(frozen=True)
 class FinetuneConfig:
     """What to fine-tune, on what, and how. The paper: ViT-L/14-336, 1e-6, 10 epochs of 16,000 images, batch 14."""
 
-    encoder: str = field(default="openai", metadata=_help("name or path of the encoder to start from"))
+    encoder: str = field(default="openai", metadata=helps("name or path of the encoder to start from"))
     data: Path = field(
         default_factory=lambda: home() / "world" / "ohd_caps" / "train.jsonl",
-        metadata=_help("OHD-Caps rows: a file of scripts/build_ohd_caps.py, or one of the authors'"),
+        metadata=helps("OHD-Caps rows: a file of scripts/build_ohd_caps.py, or one of the authors'"),
     )
     images: Path = field(
-        default_factory=lambda: home() / "world" / "images", metadata=_help("folder that the rows' images lie in")
+        default_factory=lambda: home() / "world" / "images", metadata=helps("folder that the rows' images lie in")
     )
     out: Path = field(
-        default_factory=lambda: home() / "clip", metadata=_help("where to write; OUT/encoder, OUT/curve.json")
+        default_factory=lambda: home() / "clip", metadata=helps("where to write; OUT/encoder, OUT/curve.json")
     )
-    name: str = field(default="ours", metadata=_help("name to register the new encoder under"))
-    register: bool = field(default=True, metadata=_help("make the new encoder known as --encoder NAME"))
+    name: str = field(default="ours", metadata=helps("name to register the new encoder under"))
+    register: bool = field(default=True, metadata=helps("make the new encoder known as --encoder NAME"))
     loss: Literal["paper", "released"] = field(
-        default="paper", metadata=_help("the paper's equations, or what the released code computes")
+        default="paper", metadata=helps("the paper's equations, or what the released code computes")
     )
     lambda1: float | None = field(
-        default=None, metadata=_help("weight of L_1, eq. 5; paper 0.1, released 0.2; 0 = off")
+        default=None, metadata=helps("weight of L_1, eq. 5; paper 0.1, released 0.2; 0 = off")
     )
     lambda2: float | None = field(
-        default=None, metadata=_help("weight of L_2, eq. 5; paper 0.1, released 0.2; 0 = off")
+        default=None, metadata=helps("weight of L_2, eq. 5; paper 0.1, released 0.2; 0 = off")
     )
-    tau1: float | None = field(default=None, metadata=_help("margin of L_1, eq. 3; paper 2, released 5"))
-    tau2: float | None = field(default=None, metadata=_help("margin of L_2, eq. 4; paper 2, released 5"))
+    tau1: float | None = field(default=None, metadata=helps("margin of L_1, eq. 3; paper 2, released 5"))
+    tau2: float | None = field(default=None, metadata=helps("margin of L_2, eq. 4; paper 2, released 5"))
     margin_unit: Literal["logit", "cosine"] = field(
-        default="logit", metadata=_help("unit of tau1 and tau2: with or without the scale")
+        default="logit", metadata=helps("unit of tau1 and tau2: with or without the scale")
     )
     hardest: bool | None = field(
-        default=None, metadata=_help("L_2 against the best in-batch pair, not the mean of all; paper no, released yes")
+        default=None, metadata=helps("L_2 against the best in-batch pair, not the mean of all; paper no, released yes")
     )
     neg_scope: Literal["own", "all"] = field(
-        default="own", metadata=_help("negatives in a denominator of eq. 2: the image's own, or those of all images")
+        default="own", metadata=helps("negatives in a denominator of eq. 2: the image's own, or those of all images")
     )
     l2_sign: Literal["above", "below"] | None = field(
         default=None,
-        metadata=_help("L_2 keeps edited captions above or below in-batch pairs; paper above, released below"),
+        metadata=helps("L_2 keeps edited captions above or below in-batch pairs; paper above, released below"),
     )
     axis: Literal["texts", "images"] | None = field(
         default=None,
-        metadata=_help("in-batch pairs of L_1 and L_2: other texts of the image (paper), other images of the text"),
+        metadata=helps("in-batch pairs of L_1 and L_2: other texts of the image (paper), other images of the text"),
     )
     mask: Literal["inf", "zero"] | None = field(
         default=None,
-        metadata=_help("an empty slot is left out (paper), or is a logit of 0 that means count (released)"),
+        metadata=helps("an empty slot is left out (paper), or is a logit of 0 that means count (released)"),
     )
     learning_rate: float = field(
-        default=3e-4, metadata=_help("peak rate; 3e-4 suits the world's mini CLIP, for OpenAI's the paper takes 1e-6")
+        default=3e-4, metadata=helps("peak rate; 3e-4 suits the world's mini CLIP, for OpenAI's the paper takes 1e-6")
     )
-    epochs: float = field(default=1.0, metadata=_help("passes over the data, unless --max_steps is given"))
-    max_steps: int = field(default=-1, metadata=_help("optimiser steps; -1 = by --epochs"))
-    batch_size: int = field(default=32, metadata=_help("images a step and device, each with its captions"))
+    epochs: float = field(default=1.0, metadata=helps("passes over the data, unless --max_steps is given"))
+    max_steps: int = field(default=-1, metadata=helps("optimiser steps; -1 = by --epochs"))
+    batch_size: int = field(default=32, metadata=helps("images a step and device, each with its captions"))
     negatives: int | None = field(
         default=None,
-        metadata=_help("negatives per image and step, drawn anew each time: more images for the time; paper: all"),
+        metadata=helps("negatives per image and step, drawn anew each time: more images for the time; paper: all"),
     )
     gradient_accumulation_steps: int = field(
-        default=1, metadata=_help("batches per optimiser step; in-batch captions stay those of one batch")
+        default=1, metadata=helps("batches per optimiser step; in-batch captions stay those of one batch")
     )
-    warmup_steps: int = field(default=20, metadata=_help("steps of linear warm-up; linear decay to 0 follows"))
-    weight_decay: float = field(default=0.1, metadata=_help("AdamW's, on matrices only"))
-    bf16: bool = field(default=False, metadata=_help("towers in bfloat16 autocast; the loss stays in float32"))
-    seed: int = field(default=0, metadata=_help("order of the data"))
-    save_steps: int = field(default=50, metadata=_help("steps between checkpoints; a killed run goes on from the last"))
+    warmup_steps: int = field(default=20, metadata=helps("steps of linear warm-up; linear decay to 0 follows"))
+    weight_decay: float = field(default=0.1, metadata=helps("AdamW's, on matrices only"))
+    bf16: bool = field(default=False, metadata=helps("towers in bfloat16 autocast; the loss stays in float32"))
+    seed: int = field(default=0, metadata=helps("order of the data"))
+    save_steps: int = field(default=50, metadata=helps("steps between checkpoints; a killed run goes on from the last"))
     dev: Path | None = field(
         default=None,
-        metadata=_help("OHD-Caps rows by whose accuracy the best checkpoint is chosen; images as --images"),
+        metadata=helps("OHD-Caps rows by whose accuracy the best checkpoint is chosen; images as --images"),
     )
     freeze: list[Literal["vision", "text", "projections", "visual_projection", "text_projection", "logit_scale"]] = (
-        field(default_factory=list, metadata=_help("parts that do not train; LiT: vision visual_projection"))
+        field(default_factory=list, metadata=helps("parts that do not train; LiT: vision visual_projection"))
     )
     train_layers: int | None = field(
-        default=None, metadata=_help("train only so many layers of each tower, the last ones, and what follows them")
+        default=None, metadata=helps("train only so many layers of each tower, the last ones, and what follows them")
     )
     lora_rank: int = field(
-        default=0, metadata=_help("train adapters of this rank instead of the weights; merged when written; 0 = off")
+        default=0, metadata=helps("train adapters of this rank instead of the weights; merged when written; 0 = off")
     )
-    lora_alpha: int = field(default=16, metadata=_help("an adapter is scaled by this over its rank"))
+    lora_alpha: int = field(default=16, metadata=helps("an adapter is scaled by this over its rank"))
     layer_decay: float = field(
-        default=1.0, metadata=_help("a layer's rate is multiplied by this for every layer above it; 1 = off")
+        default=1.0, metadata=helps("a layer's rate is multiplied by this for every layer above it; 1 = off")
     )
     vision_rate: float | None = field(
-        default=None, metadata=_help("peak rate of the image tower and its projection; default: --learning_rate")
+        default=None, metadata=helps("peak rate of the image tower and its projection; default: --learning_rate")
     )
     text_rate: float | None = field(
-        default=None, metadata=_help("peak rate of the text tower and its projection; default: --learning_rate")
+        default=None, metadata=helps("peak rate of the text tower and its projection; default: --learning_rate")
     )
     chunk_size: int | None = field(
         default=None,
-        metadata=_help("gradient caching: images at a time that are in memory, each computed twice; default: all"),
+        metadata=helps("gradient caching: images at a time that are in memory, each computed twice; default: all"),
     )
     deepspeed: str | None = field(
-        default=None, metadata=_help("DeepSpeed's json, zero_configs/zero2.json; under torchrun or deepspeed")
+        default=None, metadata=helps("DeepSpeed's json, zero_configs/zero2.json; under torchrun or deepspeed")
     )
-    report_to: str = field(default="none", metadata=_help("none, tensorboard, wandb, ... (as in HF's Trainer)"))
+    report_to: str = field(default="none", metadata=helps("none, tensorboard, wandb, ... (as in HF's Trainer)"))
 
 
 def loss_config(config: FinetuneConfig) -> "LossConfig":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llava_ohd.command_line import helps
 from llava_ohd.errors import DataFormatError, EncoderFormatError
 from llava_ohd.files import read_json, sha256_file, write_json
 from llava_ohd.home import home
@@ -17,34 +18,30 @@ from llava_ohd.home import home
 __all__ = ["Between", "InterpolationConfig", "sweep"]
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass(frozen=True)
 class InterpolationConfig:
     """Between which encoders, how finely, and what is measured."""
 
-    stock: str = field(default="openai", metadata=_help("name or path of the encoder at alpha 0"))
-    tuned: str = field(default="ours", metadata=_help("name or path of the encoder at alpha 1"))
+    stock: str = field(default="openai", metadata=helps("name or path of the encoder at alpha 0"))
+    tuned: str = field(default="ours", metadata=helps("name or path of the encoder at alpha 1"))
     alphas: list[float] = field(
-        default_factory=lambda: [i / 10 for i in range(11)], metadata=_help("shares of the tuned one, 0 to 1")
+        default_factory=lambda: [i / 10 for i in range(11)], metadata=helps("shares of the tuned one, 0 to 1")
     )
     test: Path = field(
-        default_factory=lambda: home() / "world" / "ohd_caps" / "test.jsonl", metadata=_help("OHD-Caps rows")
+        default_factory=lambda: home() / "world" / "ohd_caps" / "test.jsonl", metadata=helps("OHD-Caps rows")
     )
     images: Path = field(
         default_factory=lambda: home() / "world" / "images",
-        metadata=_help("folder of their images, and of the world's"),
+        metadata=helps("folder of their images, and of the world's"),
     )
-    set: str = field(default="world", metadata=_help("zero-shot set: world, or as eval/zero_shot.py"))
+    set: str = field(default="world", metadata=helps("zero-shot set: world, or as eval/zero_shot.py"))
     set_data: Path = field(
         default_factory=lambda: home() / "world" / "annotations" / "instances_zero_shot.json",
-        metadata=_help("its COCO instances json, or its folder"),
+        metadata=helps("its COCO instances json, or its folder"),
     )
-    out: Path = field(default_factory=lambda: home() / "interpolation", metadata=_help("where to write"))
-    alpha: float | None = field(default=None, metadata=_help("also write the encoder at this alpha to OUT/encoder"))
-    name: str | None = field(default=None, metadata=_help("and register it under this name"))
+    out: Path = field(default_factory=lambda: home() / "interpolation", metadata=helps("where to write"))
+    alpha: float | None = field(default=None, metadata=helps("also write the encoder at this alpha to OUT/encoder"))
+    name: str | None = field(default=None, metadata=helps("and register it under this name"))
 
 
 class Between:

@@ -26,6 +26,7 @@ from llava_ohd.clip.parameters import group_rates
 from llava_ohd.errors import StageFailed
 from llava_ohd.files import is_complete, mark_complete, storage_errors
 from llava_ohd.progress import Progress
+from llava_ohd.training.epochs import Epochs
 
 __all__ = ["MAX_LOGIT_SCALE", "FineTuner", "OhdObjective", "curve", "last_checkpoint", "remove_checkpoints"]
 
@@ -133,7 +134,7 @@ class FineTuner(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         order = RowOrder(len(cast(Sized, train_dataset or self.train_dataset)), self.args.seed)
-        self.add_callback(_Epochs(order))
+        self.add_callback(Epochs(order))
         return order
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -184,19 +185,6 @@ class FineTuner(Trainer):
             except (OSError, RuntimeError, SafetensorError):
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-
-
-class _Epochs(TrainerCallback):
-    """Tells the order of the rows which epoch it is.
-
-    Trainer and accelerate do so too, but not in an epoch that a resumed run enters in its middle.
-    """
-
-    def __init__(self, order: RowOrder) -> None:
-        self._order = order
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._order.set_epoch(int(state.epoch or 0))
 
 
 class _Watch(TrainerCallback):

@@ -14,70 +14,67 @@ from typing import Any, NoReturn
 import transformers
 from transformers import HfArgumentParser
 
+from llava_ohd.command_line import helps
 from llava_ohd.errors import LlavaOhdError
 from llava_ohd.files import read_json
 
 __all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "flags", "parse"]
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass(frozen=True)
 class ModelArguments:
     """Which models, and how they are put together."""
 
-    model_name_or_path: str = field(metadata=_help("language model: folder, or name on the Hub; for 1.5 Vicuna v1.5"))
-    vision_tower: str = field(metadata=_help("encoder: ours, openai, another registered name, or a folder"))
-    version: str = field(default="v1", metadata=_help("conversation template: plain (stage projector) or v1"))
-    tune_mm_mlp_adapter: bool = field(default=False, metadata=_help("stage projector: only the projector trains"))
+    model_name_or_path: str = field(metadata=helps("language model: folder, or name on the Hub; for 1.5 Vicuna v1.5"))
+    vision_tower: str = field(metadata=helps("encoder: ours, openai, another registered name, or a folder"))
+    version: str = field(default="v1", metadata=helps("conversation template: plain (stage projector) or v1"))
+    tune_mm_mlp_adapter: bool = field(default=False, metadata=helps("stage projector: only the projector trains"))
     pretrain_mm_mlp_adapter: str | None = field(
-        default=None, metadata=_help("projector to start from: mm_projector.bin, or the folder of stage projector")
+        default=None, metadata=helps("projector to start from: mm_projector.bin, or the folder of stage projector")
     )
-    mm_projector_type: str = field(default="mlp2x_gelu", metadata=_help("only mlp2x_gelu, as in LLaVA-1.5"))
-    mm_vision_select_layer: int = field(default=-2, metadata=_help("hidden states of the tower that are read"))
-    mm_vision_select_feature: str = field(default="patch", metadata=_help("only patch: without the class token"))
-    mm_patch_merge_type: str = field(default="flat", metadata=_help("only flat"))
-    mm_use_im_start_end: bool = field(default=False, metadata=_help("only False, as in LLaVA-1.5"))
-    mm_use_im_patch_token: bool = field(default=False, metadata=_help("only False, as in LLaVA-1.5"))
-    freeze_backbone: bool = field(default=False, metadata=_help("without effect: frozen in both stages anyway"))
+    mm_projector_type: str = field(default="mlp2x_gelu", metadata=helps("only mlp2x_gelu, as in LLaVA-1.5"))
+    mm_vision_select_layer: int = field(default=-2, metadata=helps("hidden states of the tower that are read"))
+    mm_vision_select_feature: str = field(default="patch", metadata=helps("only patch: without the class token"))
+    mm_patch_merge_type: str = field(default="flat", metadata=helps("only flat"))
+    mm_use_im_start_end: bool = field(default=False, metadata=helps("only False, as in LLaVA-1.5"))
+    mm_use_im_patch_token: bool = field(default=False, metadata=helps("only False, as in LLaVA-1.5"))
+    freeze_backbone: bool = field(default=False, metadata=helps("without effect: frozen in both stages anyway"))
 
 
 @dataclass(frozen=True)
 class DataArguments:
     """What it trains on."""
 
-    data_path: Path = field(metadata=_help("training json in LLaVA's format"))
-    image_folder: Path = field(metadata=_help("folder that image names are relative to"))
-    image_aspect_ratio: str = field(default="square", metadata=_help("pad: to a square; square: crop the centre"))
-    lazy_preprocess: bool = field(default=True, metadata=_help("without effect: rows are always read when needed"))
-    is_multimodal: bool = field(default=True, metadata=_help("without effect: always so"))
+    data_path: Path = field(metadata=helps("training json in LLaVA's format"))
+    image_folder: Path = field(metadata=helps("folder that image names are relative to"))
+    image_aspect_ratio: str = field(default="square", metadata=helps("pad: to a square; square: crop the centre"))
+    lazy_preprocess: bool = field(default=True, metadata=helps("without effect: rows are always read when needed"))
+    is_multimodal: bool = field(default=True, metadata=helps("without effect: always so"))
 
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     """HF's arguments and what LLaVA adds to them."""
 
-    cache_dir: str | None = field(default=None, metadata=_help("without effect: set HF_HOME instead"))
-    remove_unused_columns: bool = field(default=False, metadata=_help("only False"))
-    logging_nan_inf_filter: bool = field(default=False, metadata=_help("only False: NaN stops the training"))
-    logging_steps: float = field(default=1, metadata=_help("steps between lines of the log and points of the curve"))
-    disable_tqdm: bool | None = field(default=True, metadata=_help("our own progress bar takes its place"))
-    model_max_length: int = field(default=2048, metadata=_help("tokens at which a row is cut, image included"))
-    group_by_modality_length: bool = field(default=False, metadata=_help("LLaVA's order: batches of one modality"))
-    lora_enable: bool = field(default=False, metadata=_help("stage lora: adapters on the language model + projector"))
-    lora_r: int = field(default=128, metadata=_help("rank; LLaVA-1.5: 128"))
-    lora_alpha: int = field(default=256, metadata=_help("scale of the adapter is lora_alpha / lora_r; LLaVA-1.5: 256"))
-    lora_dropout: float = field(default=0.05, metadata=_help("fraction"))
-    lora_bias: str = field(default="none", metadata=_help("only none"))
-    lora_weight_path: str = field(default="", metadata=_help("without effect, as in LLaVA"))
-    mm_projector_lr: float | None = field(default=None, metadata=_help("projector's own rate; LLaVA-1.5 LoRA: 2e-5"))
-    freeze_mm_mlp_adapter: bool = field(default=False, metadata=_help("only False"))
-    bits: int = field(default=16, metadata=_help("only 16"))
-    double_quant: bool = field(default=True, metadata=_help("without effect with --bits 16"))
-    quant_type: str = field(default="nf4", metadata=_help("without effect with --bits 16"))
-    mpt_attn_impl: str | None = field(default="triton", metadata=_help("without effect: no MPT models"))
+    cache_dir: str | None = field(default=None, metadata=helps("without effect: set HF_HOME instead"))
+    remove_unused_columns: bool = field(default=False, metadata=helps("only False"))
+    logging_nan_inf_filter: bool = field(default=False, metadata=helps("only False: NaN stops the training"))
+    logging_steps: float = field(default=1, metadata=helps("steps between lines of the log and points of the curve"))
+    disable_tqdm: bool | None = field(default=True, metadata=helps("our own progress bar takes its place"))
+    model_max_length: int = field(default=2048, metadata=helps("tokens at which a row is cut, image included"))
+    group_by_modality_length: bool = field(default=False, metadata=helps("LLaVA's order: batches of one modality"))
+    lora_enable: bool = field(default=False, metadata=helps("stage lora: adapters on the language model + projector"))
+    lora_r: int = field(default=128, metadata=helps("rank; LLaVA-1.5: 128"))
+    lora_alpha: int = field(default=256, metadata=helps("scale of the adapter is lora_alpha / lora_r; LLaVA-1.5: 256"))
+    lora_dropout: float = field(default=0.05, metadata=helps("fraction"))
+    lora_bias: str = field(default="none", metadata=helps("only none"))
+    lora_weight_path: str = field(default="", metadata=helps("without effect, as in LLaVA"))
+    mm_projector_lr: float | None = field(default=None, metadata=helps("projector's own rate; LLaVA-1.5 LoRA: 2e-5"))
+    freeze_mm_mlp_adapter: bool = field(default=False, metadata=helps("only False"))
+    bits: int = field(default=16, metadata=helps("only 16"))
+    double_quant: bool = field(default=True, metadata=helps("without effect with --bits 16"))
+    quant_type: str = field(default="nf4", metadata=helps("without effect with --bits 16"))
+    mpt_attn_impl: str | None = field(default="triton", metadata=helps("without effect: no MPT models"))
 
     @property
     def stage(self) -> str:

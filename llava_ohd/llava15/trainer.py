@@ -26,6 +26,7 @@ from llava_ohd.errors import StageFailed, StorageError
 from llava_ohd.files import is_complete, mark_complete, storage_errors
 from llava_ohd.llava15.model_dir import load_checkpoint, trained_weights
 from llava_ohd.progress import Progress
+from llava_ohd.training.epochs import Epochs
 
 __all__ = ["LlavaTrainer", "RowOrder", "curve", "last_checkpoint"]
 
@@ -99,7 +100,7 @@ class LlavaTrainer(Trainer):
         pool = _POOL if by_length else int(self.args.group_by_modality_length)
         ranks = self.args.world_size * self.args.gradient_accumulation_steps
         order = RowOrder(self._lengths, self.args.train_batch_size, ranks, self.args.seed, pool)
-        self.add_callback(_Epochs(order))
+        self.add_callback(Epochs(order))
         return order
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -192,19 +193,6 @@ class RowOrder(Sampler):
             open_hands = [hand for hand in hands if len(hand) < self._batch]
             min(open_hands, key=lambda hand: sum(abs(self._lengths[i]) for i in hand)).append(row)
         return [row for hand in hands for row in hand]
-
-
-class _Epochs(TrainerCallback):
-    """Tells the order of the rows which epoch it is.
-
-    Trainer and accelerate do so too, but not in an epoch that a resumed run enters in its middle.
-    """
-
-    def __init__(self, order: RowOrder) -> None:
-        self._order = order
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._order.set_epoch(int(state.epoch or 0))
 
 
 class _Watch(TrainerCallback):

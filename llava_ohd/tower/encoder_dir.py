@@ -9,7 +9,6 @@ weights with only a warning. Here, everything that does not fit raises.
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from llava_ohd.tower.checks import (
     empty_model,
     read_config,
 )
-from llava_ohd.tower.every_version import add_vocabulary
-from llava_ohd.tower.record import COPIED, FORMAT, check_record, file_sums
+from llava_ohd.tower.every_version import copy_files
+from llava_ohd.tower.record import FORMAT, check_record, file_sums
 from llava_ohd.tower.shadows import check_shadows
 from llava_ohd.tower.tokenizer import check_tokenizer
 from llava_ohd.tower.weights import read_weights, tower_digest, weights_file, write_weights
@@ -91,10 +90,7 @@ def write(
     digest = tower_digest(weights)
     with atomic_folder(destination) as folder:
         write_json(folder / "config.json", _config_record(model))
-        for file in COPIED:
-            if (Path(files_from) / file).is_file():
-                shutil.copyfile(Path(files_from) / file, folder / file)
-        add_vocabulary(folder)
+        copy_files(Path(files_from), folder)
         write_weights(folder / "model.safetensors", weights)
         record = {"format": FORMAT, "kind": "encoder", "name": name, "digest": digest}
         record |= {"file_sha256": sha256_file(folder / "model.safetensors"), "files": file_sums(folder)}

@@ -15,16 +15,16 @@ from typing import Any
 from llava_ohd.errors import EncoderFormatError
 from llava_ohd.files import write_json, write_text
 from llava_ohd.tower.record import COPIED, read_object
+from llava_ohd.tower.tokenizer import has_pieces, read_pieces
 
-__all__ = ["add_vocabulary", "files_of", "has_files", "has_processor"]
+__all__ = ["copy_files", "files_of", "has_files", "has_processor"]
 
 _PROBLEM = "damaged tokenizer or preprocessor"
 
 
 def has_files(folder: Path) -> bool:
     """Says whether a folder has tokenizer and image processor, in the files of any version."""
-    words = (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
-    return words and has_processor(folder)
+    return has_pieces(folder) and has_processor(folder)
 
 
 def has_processor(folder: Path) -> bool:
@@ -43,40 +43,40 @@ def files_of(folder: Path) -> Iterator[Path]:
         yield folder
         return
     with TemporaryDirectory() as place:
-        copy = Path(place)
-        for name in COPIED:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, copy / name)
-        add_vocabulary(copy)
-        inside = _inside(folder)
-        if inside is not None and not (copy / "preprocessor_config.json").is_file():
-            write_json(copy / "preprocessor_config.json", inside)
         try:
-            yield copy
+            copy_files(folder, Path(place))
+            yield Path(place)
         except EncoderFormatError as error:
             raise EncoderFormatError(str(error).replace(place, str(folder))) from None
 
 
-def add_vocabulary(folder: Path) -> None:
-    """Writes vocab.json and merges.txt beside a tokenizer.json that has neither beside it.
+def copy_files(source: Path, destination: Path) -> None:
+    """Copies tokenizer and preprocessor, with the files that some version lacks.
 
     Raises:
-        EncoderFormatError: tokenizer.json is damaged, or not the byte-pair vocabulary of a CLIP.
+        EncoderFormatError: a file is damaged, or tokenizer.json is not the byte-pair vocabulary of a CLIP.
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file() or (folder / "vocab.json").is_file():
-        return
-    record = read_object(file, _PROBLEM)
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+    inside = _inside(source)
+    if inside is not None and not (destination / "preprocessor_config.json").is_file():
+        write_json(destination / "preprocessor_config.json", inside)
+    file = destination / "tokenizer.json"
+    if file.is_file() and not (destination / "vocab.json").is_file():
+        pieces = read_pieces(file)
+        write_json(destination / "vocab.json", dict(sorted(pieces.items(), key=lambda row: row[1])))
+        write_text(destination / "merges.txt", "".join(f"{line}\n" for line in ("#version: 0.2", *_merges(file))))
+
+
+def _merges(file: Path) -> list[str]:
     try:
-        model = record["model"]
-        pieces = model["vocab"] | {row["content"]: row["id"] for row in record["added_tokens"]}
-        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]  # lists since 0.20
+        merges = read_object(file, _PROBLEM)["model"]["merges"]
+        return [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]  # lists since tokenizers 0.20
     except (KeyError, TypeError) as error:
         raise EncoderFormatError(
             f"{file} is not the byte-pair vocabulary of a CLIP ({error!r}); copy it again"
         ) from None
-    write_json(folder / "vocab.json", dict(sorted(pieces.items(), key=lambda row: row[1])))
-    write_text(folder / "merges.txt", "".join(f"{line}\n" for line in ("#version: 0.2", *merges)))
 
 
 def _inside(folder: Path) -> dict[str, Any] | None:

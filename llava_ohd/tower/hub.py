@@ -8,7 +8,7 @@ from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFoun
 from llava_ohd.files import locked, read_json, write_json
 from llava_ohd.home import home
 
-__all__ = ["encoder_snapshot", "remembered_commit", "source_snapshot"]
+__all__ = ["encoder_snapshot", "remembered_commit", "source_snapshot", "whole_snapshot"]
 
 _SMALL = ("*.json", "*.txt")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -54,6 +54,15 @@ def source_snapshot(repository: str, revision: str | None) -> Path:
     if any(snapshot.glob("*.safetensors")):
         return snapshot
     return _snapshot(repository, revision, [*_SMALL, "*.bin", "*.pt"])
+
+
+def whole_snapshot(repository: str) -> Path:
+    """Returns a whole repository, such as a checkpoint of LLaVA with the encoder that may lie in it.
+
+    Raises:
+        EncoderNotFound: no such repository, or no network.
+    """
+    return _snapshot(repository, None, ["*"])
 
 
 def _snapshot(repository: str, revision: str | None, patterns: Sequence[str], **settings: Any) -> Path:

@@ -95,7 +95,7 @@ def import_encoder(
         parents.append({"path": str(ground.encoder.path), "digest": ground.encoder.digest})
     named = name or Path(destination).resolve().name
     if not overwrite:
-        _refuse_other(Path(destination), tower_digest(weights))
+        _refuse_other(Path(destination), weights)
     with files_of(files) as ready:
         check_preprocessor(ready, found.config.vision_config.image_size)
         tokenizer_for(found.config.text_config, ready)
@@ -103,10 +103,13 @@ def import_encoder(
     return check(destination)
 
 
-def _refuse_other(destination: Path, digest: str) -> None:
+def _refuse_other(destination: Path, weights: dict[str, torch.Tensor]) -> None:
     """Keeps an encoder that is at the destination already, unless it has the same tower."""
     file = destination / "ohd.json"
-    if file.is_file() and (there := read_json(file).get("digest")) != digest:
+    if not file.is_file():
+        return
+    there, digest = read_json(file).get("digest"), tower_digest(weights)
+    if there != digest:
         raise StorageError(
             f"{destination} holds another encoder (digest {str(there)[:12]}, the new one has {digest[:12]}), which "
             "would be lost; choose another folder, or say --overwrite"

@@ -12,7 +12,7 @@ from llava_ohd.errors import EncoderNotFound
 from llava_ohd.tower import hub
 from llava_ohd.tower.registry import registered, registered_folder
 
-__all__ = ["BUILT_IN", "BuiltIn", "choices", "resolve"]
+__all__ = ["BUILT_IN", "BuiltIn", "choices", "expect", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,16 @@ def resolve(name_or_path: str | Path) -> Path:
     known = "; ".join(f"{choice} ({place})" for choice, place in choices().items())
     what = f"there is no folder {name}" if "/" in name else f"unknown encoder {name!r}"
     raise EncoderNotFound(f"{what}; choose one of: {known}; or give the path of an encoder folder")
+
+
+def expect(name_or_path: str | Path) -> None:
+    """Makes sure that there is such an encoder, before anything of it is read or downloaded.
+
+    Raises:
+        EncoderNotFound: there is none; the message lists all choices.
+    """
+    if str(name_or_path) not in choices():
+        resolve(name_or_path)
 
 
 def _built_in_folder(name: str, row: BuiltIn) -> Path:

@@ -20,8 +20,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from llava_ohd.errors import ModelFormatError, ModelNotFound
+from llava_ohd.errors import EncoderNotFound, ModelFormatError, ModelNotFound
 from llava_ohd.files import read_json
+from llava_ohd.tower import hub
 from llava_ohd.tower.encoder_dir import check
 from llava_ohd.tower.llava_checkpoints import check_llava_checkpoint, find_encoder
 from llava_ohd.tower.names import choices, resolve
@@ -146,14 +147,10 @@ def _on_this_machine(checkpoint: str) -> Path:
     """Returns the folder of a checkpoint; one on the Hub is downloaded whole, with the encoder that may lie in it."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(checkpoint))
-    except Exception as error:  # whatever the network, the proxy or the Hub answers
-        raise ModelNotFound(
-            f"{checkpoint} is not a folder, and the Hub does not give it ({error}); download it and give its folder"
-        ) from error
+        return hub.whole_snapshot(checkpoint)
+    except EncoderNotFound as error:
+        raise ModelNotFound(f"{checkpoint} is not a folder, and {error}; download it and give its folder") from error
 
 
 def _build_vision_tower(vision_tower_cfg: Any, **arguments: Any) -> OHDVisionTower:

@@ -9,7 +9,7 @@ from llava_ohd.errors import EncoderFormatError
 from llava_ohd.tower.checks import read_config
 from llava_ohd.tower.record import read_object
 
-__all__ = ["check_tokenizer", "load_tokenizer", "tokenizer_for"]
+__all__ = ["check_tokenizer", "has_pieces", "load_tokenizer", "read_pieces", "tokenizer_for"]
 
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -26,7 +26,7 @@ def load_tokenizer(path: str | Path) -> CLIPTokenizer:
 def tokenizer_for(text: Any, path: str | Path) -> CLIPTokenizer:
     """Loads the tokenizer in a folder for the text tower of configuration `text`, as `load_tokenizer`."""
     folder = Path(path)
-    if not _has_pieces(folder):
+    if not has_pieces(folder):
         raise EncoderFormatError(f"{folder} has no tokenizer files; copy them from the encoder it was made from")
     check_tokenizer(folder, text)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -48,7 +48,7 @@ def check_tokenizer(folder: Path, text: Any) -> None:
     Raises:
         EncoderFormatError: another number of pieces, end of text or length; or a damaged file.
     """
-    if not _has_pieces(folder):
+    if not has_pieces(folder):
         return
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second counts more
@@ -58,7 +58,7 @@ def check_tokenizer(folder: Path, text: Any) -> None:
     end = str(token.get("content") if isinstance(token, dict) else token)
     for name in ("tokenizer.json", "vocab.json"):
         if (folder / name).is_file():
-            pieces = _pieces(folder / name)
+            pieces = read_pieces(folder / name)
             _compare(folder, max(pieces.values(), default=-1) + 1, pieces.get(end), text)
     length = settings.get("model_max_length", text.max_position_embeddings)
     if isinstance(length, bool) or not isinstance(length, int | float) or length < text.max_position_embeddings:
@@ -68,12 +68,17 @@ def check_tokenizer(folder: Path, text: Any) -> None:
         )
 
 
-def _has_pieces(folder: Path) -> bool:
+def has_pieces(folder: Path) -> bool:
+    """Says whether a folder has a vocabulary, in the files of any version."""
     return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
 
 
-def _pieces(file: Path) -> dict[str, int]:
-    """Returns pieces and their numbers out of vocab.json or tokenizer.json."""
+def read_pieces(file: Path) -> dict[str, int]:
+    """Returns pieces and their numbers out of vocab.json or tokenizer.json.
+
+    Raises:
+        EncoderFormatError: damaged, or not the byte-pair vocabulary of a CLIP.
+    """
     record = read_object(file, "damaged tokenizer")
     try:
         if file.name == "tokenizer.json":
