@@ -6,27 +6,35 @@ Outputs: OUT/encoder (the new encoder folder with its model card, registered as 
 Command: python scripts/finetune_clip.py --max_steps 240
 Cost:    on the embedded world about 3 minutes on 2 cores, 2 GB. OpenAI's ViT-L/14-336 on the paper's 16,000 images
          wants a GPU: --encoder openai --data all_train.json --images coco --learning_rate 1e-6 --epochs 10
-         --batch_size 14 --bf16. Several GPUs: torchrun --nproc-per-node N scripts/finetune_clip.py ...
-         (DDP; with --deepspeed zero_configs/zero2.json ZeRO-2).
+         --batch_size 14 --bf16. Several GPUs: torchrun --nproc-per-node N scripts/finetune_clip.py ... (DDP), or
+         deepspeed --num_gpus N scripts/finetune_clip.py --deepspeed zero_configs/zero2.json ... (ZeRO-2).
 
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 Source:  arXiv 2410.03176; --loss released computes what the authors' code does instead of what the paper prints.
 """
+
+from argparse import SUPPRESS
 
 from transformers import HfArgumentParser
 
 from llava_ohd.clip.train import FinetuneConfig, finetune
 from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
+from llava_ohd.training.launch import leave, quiet
 
 
 def main() -> None:
     """Runs the command."""
     parser = HfArgumentParser([FinetuneConfig], description=__doc__, formatter_class=HelpFormatter)  # type: ignore[list-item]
-    [config] = parser.parse_args_into_dataclasses()
+    parser.add_argument(
+        "--local_rank", type=int, help=SUPPRESS
+    )  # DeepSpeed's launcher gives it; LOCAL_RANK says it too
+    config, *_ = parser.parse_args_into_dataclasses()
+    quiet()
     with exit_on_error():
         folder = finetune(config)
         print(f"encoder: {folder}\ncurve:   {config.out / 'curve.json'}")
+        leave()
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ Source:  haotian-liu/LLaVA llava/train/train.py @ c121f04; arXiv 2310.03744.
 import sys
 
 from llava_ohd.errors import exit_on_error
-from llava_ohd.llava15.launch import leave
 from llava_ohd.llava15.train import train
+from llava_ohd.training.launch import leave
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from llava_ohd.clip.config import FinetuneConfig, loss_config
 from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.results import differences
+from llava_ohd.training.launch import has_gpu, prepare_deepspeed, said_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["FinetuneConfig", "finetune"]
 
 
+@said_once()
 def finetune(config: FinetuneConfig) -> Path:
     """Fine-tunes the whole CLIP and writes OUT/encoder and OUT/curve.json.
 
     Does nothing but register where OUT/encoder was made from the same encoder, data and settings already; goes on from
-    the last whole checkpoint of a run that was stopped.
+    the last whole checkpoint of a run that was stopped. A program that was launched as several processes should end
+    with `training.launch.leave`.
 
     Returns:
         The new encoder folder.
@@ -136,8 +139,6 @@ def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") 
     if trainer.is_world_process_zero():
         _write(config, settings, source, merge_lora(lora) if lora else model, curve(trainer.state.log_history))
     trainer.accelerator.wait_for_everyone()
-    if arguments.world_size > 1:
-        trainer.accelerator.end_training()  # gloo's threads would spoil the exit status
 
 
 def _write(
@@ -172,10 +173,8 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
     return data, lambda model: accuracy(score(model, tokenizer, images, dev).cosines)
 
 
-def _deepspeed(file: str, on_gpu: bool) -> dict[str, Any]:
-    """Returns DeepSpeed's settings, and keeps it from compiling an operation that gloo does without."""
-    import deepspeed
-
+def _deepspeed(file: str) -> dict[str, Any]:
+    """Returns DeepSpeed's settings, with what HF cannot fill in for two towers."""
     settings: dict[str, Any] = read_json(Path(file))
     zero = settings.get("zero_optimization", {})
     if zero.get("stage", 0) > 2:
@@ -185,16 +184,15 @@ def _deepspeed(file: str, on_gpu: bool) -> dict[str, Any]:
         )
     if zero.get("reduce_bucket_size") == "auto":
         zero["reduce_bucket_size"] = 1024**2  # numbers; HF's rule, width², which it cannot apply to two towers
-    if not on_gpu:
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return settings
 
 
 def _arguments(config: FinetuneConfig) -> "TrainingArguments":
-    import torch
+    on_gpu = has_gpu()
+    if config.deepspeed:
+        prepare_deepspeed(on_gpu)
     from transformers import TrainingArguments
 
-    on_gpu = torch.cuda.is_available()
     selection: dict[str, Any] = {
         "eval_strategy": "steps",
         "eval_steps": config.save_steps,
@@ -221,6 +219,6 @@ def _arguments(config: FinetuneConfig) -> "TrainingArguments":
         use_cpu=not on_gpu,
         report_to=config.report_to,
         ddp_find_unused_parameters=False,
-        deepspeed=_deepspeed(config.deepspeed, on_gpu) if config.deepspeed else None,
+        deepspeed=_deepspeed(config.deepspeed) if config.deepspeed else None,
         **(selection if config.dev else {}),
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.llava15.flags import check_paths, separated, translate
-from llava_ohd.llava15.launch import has_gpu, prepare_deepspeed, quiet, said_once
 from llava_ohd.results import differences
+from llava_ohd.training.launch import has_gpu, prepare_deepspeed, quiet, said_once
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""What a process of a launched group does first: no compiling, no chatter, and one rank that speaks at an error."""
+"""How a process of a launched group begins and ends: no compiling, no chatter, one rank that speaks at an error."""
 
 import logging
 import os
@@ -72,6 +72,8 @@ def leave() -> None:
 
     if not (dist.is_available() and dist.is_initialized()):
         return
+    if wandb := sys.modules.get("wandb"):
+        wandb.finish()  # or else at the interpreter's shutdown
     dist.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
