@@ -17,7 +17,7 @@ from llava_ohd.clip.config import FinetuneConfig
 from llava_ohd.clip.train import finetune
 from llava_ohd.command_line import helps
 from llava_ohd.files import read_json, sha256_file, sha256_json, write_json
-from llava_ohd.home import home
+from llava_ohd.home import from_home, home
 from llava_ohd.progress import track
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def _fingerprint(config: AblationConfig) -> dict[str, Any]:
     shared = ("max_steps", "batch_size", "negatives", "learning_rate", "warmup_steps")
     files = {name: sha256_file(getattr(config, name)) for name in ("data", "test", "instances")}
     digest = tower.check(tower.resolve(config.encoder)).digest
-    return {name: asdict(config)[name] for name in shared} | files | {"encoder": digest}
+    found = {name: asdict(config)[name] for name in shared} | files
+    return found | {"images": from_home(config.images), "encoder": digest}
 
 
 def _training(config: AblationConfig, variant: Variant, seed: int, folder: Path) -> FinetuneConfig:

@@ -16,6 +16,7 @@ there); torchvision.datasets for the folder names.
 
 import csv
 import pickle
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,9 @@ def _disk(folder: Path, classes: int) -> LabelledImages | None:
     from datasets import Dataset, load_from_disk
 
     data = load_from_disk(str(folder))
-    return _from_dataset(data if isinstance(data, Dataset) else data[_split(folder, list(data))], classes, folder)
+    if isinstance(data, Dataset):
+        return _from_dataset(data, classes, folder)
+    return _from_splits(list(data), data.__getitem__, classes, folder)
 
 
 def _parquet(folder: Path, classes: int) -> LabelledImages | None:
@@ -214,17 +217,27 @@ def _parquet(folder: Path, classes: int) -> LabelledImages | None:
         return None
     from datasets import Dataset
 
-    splits = {file.stem.split("-")[0]: file for file in files}
-    split = _split(folder, list(splits))
-    parts = [str(file) for file in files if file.stem.split("-")[0] == split]
-    return _from_dataset(Dataset.from_parquet(parts), classes, folder)
+    parts: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        parts[file.stem.split("-")[0]].append(str(file))
+    return _from_splits(list(parts), lambda split: Dataset.from_parquet(parts[split]), classes, folder)
 
 
-def _split(folder: Path, splits: Sequence[str]) -> str:
-    for split in _SPLITS:
-        if split in splits:
-            return split
-    raise DataFormatError(f"{folder} has the splits {sorted(splits)}; one of {', '.join(_SPLITS)} is expected")
+def _from_splits(splits: Sequence[str], read: Callable[[str], Any], classes: int, folder: Path) -> LabelledImages:
+    """Takes the first of `_SPLITS` that has labels: ImageNet's test split on the Hub has none (all are -1)."""
+    there = [split for split in _SPLITS if split in splits]
+    if not there:
+        raise DataFormatError(f"{folder} has the splits {sorted(splits)}; one of {', '.join(_SPLITS)} is expected")
+    for split in there[:-1]:
+        try:
+            return _from_dataset(read(split), classes, folder)
+        except _NoLabels:
+            continue
+    return _from_dataset(read(there[-1]), classes, folder)
+
+
+class _NoLabels(DataFormatError):
+    """Images whose labels are withheld."""
 
 
 def _from_dataset(data: Any, classes: int, folder: Path) -> LabelledImages:
@@ -240,7 +253,10 @@ def _from_dataset(data: Any, classes: int, folder: Path) -> LabelledImages:
             f"{ {name: len(names) for name, names in labels.items()} } named classes; one of images and one with "
             f"{classes} named classes are expected (cast_column(NAME, ClassLabel(names=...)) names them)"
         )
-    ids = [f"{index:05}" for index in range(len(data))]
-    return LabelledImages(
-        ids, list(data[fitting[0]]), labels[fitting[0]], lambda index: data[index][columns[0]].convert("RGB")
-    )
+    ids, numbers = [f"{index:05}" for index in range(len(data))], list(data[fitting[0]])
+    if without := sum(number is None or number < 0 for number in numbers):
+        raise _NoLabels(
+            f"{folder}: {without} of {len(numbers)} images have no label in {fitting[0]!r}; give a split that has "
+            "them (of ImageNet, validation)"
+        )
+    return LabelledImages(ids, numbers, labels[fitting[0]], lambda index: data[index][columns[0]].convert("RGB"))

@@ -13,7 +13,7 @@ from typing import Any
 from llava_ohd.command_line import helps
 from llava_ohd.errors import DataFormatError, EncoderFormatError
 from llava_ohd.files import read_json, sha256_file, write_json
-from llava_ohd.home import home
+from llava_ohd.home import from_home, home
 
 __all__ = ["Between", "InterpolationConfig", "sweep"]
 
@@ -152,7 +152,10 @@ def _terms(config: InterpolationConfig, between: Between) -> dict[str, Any]:
         key: {"name": end.name, "digest": end.digest, "file_sha256": sha256_file(weights_file(end.path))}
         for key, end in (("stock", between.stock), ("tuned", between.tuned))
     }
-    data = {"test_sha256": sha256_file(config.test), "zero_shot": config.set, "zero_shot_data": config.set_data.name}
+    data = {"test_sha256": sha256_file(config.test), "images": from_home(config.images)}
+    data |= {"zero_shot": config.set, "zero_shot_data": from_home(config.set_data)}
+    if config.set_data.is_file():
+        data["zero_shot_sha256"] = sha256_file(config.set_data)
     return record | {"data": data}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ohd.clip.config import FinetuneConfig, loss_config
-from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound
+from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound, MissingDependency
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.results import differences
 from llava_ohd.training.launch import has_gpu, prepare_deepspeed, said_once
@@ -41,6 +41,7 @@ def finetune(config: FinetuneConfig) -> Path:
         DataFormatError, ImageError: the rows or an image.
         StorageError: no room; what was there before is still there.
         StageFailed: the loss is not finite.
+        MissingDependency: what `report_to` names is not installed.
     """
     from llava_ohd import tower
     from llava_ohd.clip.trainer import remove_checkpoints
@@ -52,6 +53,7 @@ def finetune(config: FinetuneConfig) -> Path:
             )
     source = tower.check(tower.resolve(config.encoder))
     settings = _settings(config, source.path)
+    _check_tracker(config.report_to)
     if not _made_with(config.out, settings):
         _refuse_other(config.out, settings)
         _train(config, settings, source)
@@ -67,6 +69,19 @@ def _first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _check_tracker(name: str) -> None:
+    if name == "none":
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    if name not in ("all", *installed):
+        raise MissingDependency(
+            f"--report_to {name}: no such tracker is installed; here are none, {', '.join(['all', *installed])}. "
+            "Install it with pip, or leave the flag out"
+        )
+
+
 def _settings(config: FinetuneConfig, source: Path) -> dict[str, Any]:
     """Returns everything that the weights depend on, JSON-able; it stands in ohd.json and marks checkpoints."""
     from llava_ohd.tower.weights import weights_file
@@ -76,7 +91,11 @@ def _settings(config: FinetuneConfig, source: Path) -> dict[str, Any]:
     }
     record |= {key: str(path.resolve()) if path else None for key, path in record.items() if isinstance(path, Path)}
     record |= {"encoder_sha256": sha256_file(weights_file(source)), "data_sha256": sha256_file(config.data)}
-    return record | {"dev_sha256": sha256_file(config.dev) if config.dev else None}
+    record |= {"dev_sha256": sha256_file(config.dev) if config.dev else None}
+    if config.deepspeed:
+        record["deepspeed"] = read_json(Path(config.deepspeed))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # each has --batch_size images: another number, another batch
+    return record | ({"processes": processes} if processes > 1 else {})
 
 
 def _made_with(out: Path, settings: dict[str, Any]) -> bool:

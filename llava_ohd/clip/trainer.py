@@ -6,6 +6,7 @@ would have had: weights, optimiser, schedule, data order and random states are a
 
 import math
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,7 @@ class FineTuner(Trainer):
         self._objective, self._fingerprint, self._select = model, fingerprint, select
         self._rates = rates or dict.fromkeys(("vision", "text", "other"), args.learning_rate)
         self._layer_decay = layer_decay
-        self._parts: dict[str, Tensor] = {}
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)  # of the batches since the last entry of the log
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(self))
 
@@ -137,10 +138,17 @@ class FineTuner(Trainer):
         self.add_callback(Epochs(order))
         return order
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing where a resumed run has made all its steps; HF would make one more of an unfinished epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Returns the loss and remembers its parts for the log."""
-        self._parts = model(**inputs)
-        return self._parts["loss"]
+        parts = model(**inputs)
+        for name in parts.keys() - {"loss"}:
+            self._parts[name].append(parts[name])
+        return parts["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss and the scale to the log.
@@ -154,9 +162,8 @@ class FineTuner(Trainer):
                     f"the loss is {logs['loss']} at step {self.state.global_step}; give a lower --learning_rate or "
                     f"more --warmup_steps, and remove {self.args.output_dir} or give another --out"
                 )
-            for name, value in self._parts.items():
-                if name != "loss":
-                    logs[name] = self.accelerator.reduce(value, "mean").item()
+            for name in sorted(self._parts):  # of gradient accumulation the mean, as `loss` is
+                logs[name] = self.accelerator.reduce(torch.stack(self._parts.pop(name)).mean(), "mean").item()
             logs["scale"] = math.exp(self._objective.clip.logit_scale.item())
         super().log(logs, start_time)
 

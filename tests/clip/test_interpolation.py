@@ -120,3 +120,7 @@ def test_the_command_sweeps_goes_on_and_registers(
         str(tiny_encoder_dir), str(tiny_encoder_dir), [0.5], rows, images, "world", instances, out
     )
     assert [row["alpha"] for row in sweep(again)["rows"]] == [0.5]  # other encoders: nothing is taken up
+    sweep(config)
+    record["categories"] = record["categories"][::-1]  # a file of the same name
+    instances.write_text(json.dumps(record))
+    assert sweep(config)["rows"][0]["shuffled"] != 0.123

@@ -19,7 +19,15 @@ from llava_ohd.clip.batching import image_names
 from llava_ohd.clip.embedding import Images
 from llava_ohd.clip.loss import LossConfig, clip_loss
 from llava_ohd.clip.train import FinetuneConfig, finetune
-from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound, ImageError, StageFailed, StorageError
+from llava_ohd.errors import (
+    DataFormatError,
+    EncoderFormatError,
+    EncoderNotFound,
+    ImageError,
+    MissingDependency,
+    StageFailed,
+    StorageError,
+)
 from llava_ohd.ohd_caps.readers import read_rows
 
 
@@ -205,6 +213,70 @@ def test_the_best_checkpoint_on_dev_is_taken(config: FinetuneConfig, monkeypatch
     folder = finetune(replace(config, dev=config.data))
     assert torch.equal(tower.load(folder).visual_projection.weight, kept[1])
     assert [row.get("eval_accuracy") for row in read_curve(config.out)[3::4]] == [0.1, 0.9, 0.5]
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_last_step_takes_part_in_the_choice_and_a_kill_does_not_change_it(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    """10 steps, a checkpoint every 4: dev is measured at 4, 8 and 10; killed when the encoder is to be written."""
+    kept: list[torch.Tensor] = []
+
+    def score_of(model: Any, *args: Any) -> Any:
+        weight = model.visual_projection.weight.detach().clone()
+        if not any(torch.equal(weight, other) for other in kept):
+            kept.append(weight)
+        return SimpleNamespace(cosines=[len(kept) > best and torch.equal(weight, kept[best])])
+
+    monkeypatch.setattr(accuracy_module, "score", score_of)
+    monkeypatch.setattr(accuracy_module, "accuracy", lambda cosines: 0.9 if cosines[0] else 0.1)
+    chosen = replace(config, dev=config.data, max_steps=10)
+    with monkeypatch.context() as patch:
+        _kill_at("writing the encoder", patch)
+        with pytest.raises(Killed):
+            finetune(chosen)
+    folder = finetune(chosen)
+    assert len(kept) == 3
+    assert torch.equal(tower.load(folder).visual_projection.weight, kept[best])
+    assert [row["step"] for row in read_curve(config.out)] == list(range(1, 11))
+    assert [row["step"] for row in read_curve(config.out) if "eval_accuracy" in row] == [4, 8, 10]
+
+
+def test_parts_of_the_loss_are_those_of_all_accumulated_batches(config: FinetuneConfig) -> None:
+    finetune(replace(config, batch_size=4, gradient_accumulation_steps=3, max_steps=4))
+    for row in read_curve(config.out):
+        assert row["loss"] == pytest.approx(row["contrastive"] + 0.1 * row["margin1"] + 0.1 * row["margin2"], rel=1e-5)
+
+
+def test_another_number_of_processes_is_another_run(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetune(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EncoderFormatError, match="processes was None, is 2"):
+        finetune(config)
+
+
+def test_tensorboard_gets_the_curve(config: FinetuneConfig) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    finetune(replace(config, max_steps=4, dev=config.data, report_to="tensorboard"))
+    [file] = config.out.glob("runs/*/events.out.*")
+    found = {
+        (event.step, value.tag): value.tensor.float_val
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    }
+    for row in read_curve(config.out):
+        for name in ("loss", "contrastive", "margin1", "margin2", "scale"):
+            assert list(found[int(row["step"]), f"train/{name}"]) == pytest.approx([row[name]])
+    assert list(found[4, "eval/accuracy"]) == pytest.approx([read_curve(config.out)[-1]["eval_accuracy"]])
+
+
+def test_a_tracker_that_is_not_installed_is_named(config: FinetuneConfig) -> None:
+    with pytest.raises(
+        MissingDependency, match="--report_to nothing: no such tracker is installed; here are none, all"
+    ):
+        finetune(replace(config, report_to="nothing"))
 
 
 def test_dev_accuracy_is_the_caption_accuracy(config: FinetuneConfig) -> None:

@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,3 +335,25 @@ def test_an_unknown_encoder_is_said_before_anything_else(
     with pytest.raises(SystemExit):
         _run(monkeypatch, "--encoder", "/wrong/path", "--set", "cifar10", "--data", tmp_path)
     assert "error: EncoderNotFound: there is no folder /wrong/path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_a_split_without_labels_is_passed_over_or_refused(tmp_path: Path, form: str) -> None:
+    """ImageNet's test split on the Hub has the label -1 everywhere, which would index the last class."""
+    datasets = pytest.importorskip("datasets")
+    labelled = _dataset(_cifar10_names())
+    withheld = labelled.map(lambda row: {"label": -1})  # type: ignore[attr-defined]
+
+    def save(folder: Path, splits: dict[str, Any]) -> Path:
+        if form == "saved":
+            datasets.DatasetDict(splits).save_to_disk(str(folder))
+            return folder
+        for split, data in splits.items():
+            (folder / "data").mkdir(parents=True, exist_ok=True)
+            data.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+        return folder
+
+    both = save(tmp_path / "both", {"test": withheld, "validation": labelled})
+    assert read_image_set(both, 10).labels == LABELS
+    with pytest.raises(DataFormatError, match="3 of 3 images have no label in 'label'"):
+        read_image_set(save(tmp_path / "one", {"test": withheld}), 10)
