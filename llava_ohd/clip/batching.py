@@ -48,6 +48,8 @@ class OhdData(torch.utils.data.Dataset[int]):
         self._image = [place[row.image] for row in rows]
         tokens = iter(tokenise(tokenizer, [caption for row in rows for caption in row.captions]))
         self._captions = [[next(tokens) for _ in row.captions] for row in rows]
+        most = max((len(row.negatives) for row in rows), default=0)
+        self._slots = most if negatives is None else min(negatives, most)
 
     def __len__(self) -> int:
         return len(self._captions)
@@ -71,7 +73,8 @@ class OhdData(torch.utils.data.Dataset[int]):
                 they are cut into chunks, which keep captions with a common beginning together.
             caption: int64 (B,), which of the U is the right caption.
             negative: int64 (B, K), which of the U is each negative caption; 0 in slots that are not valid.
-            valid: bool (B, K), K being the largest number of negatives in the batch.
+            valid: bool (B, K), K being the largest number of negatives in the data: a mean that counts empty slots
+                (`LossConfig.mask`) would else depend on what else is in the batch.
         """
         rows = self._drawn(items)
         place: dict[Tokens, int] = {}
@@ -80,9 +83,8 @@ class OhdData(torch.utils.data.Dataset[int]):
                 place.setdefault(tokens, len(place))
         if self._chunk_size is not None:
             place = {tokens: number for number, tokens in enumerate(sorted(place))}
-        slots = max(len(row) for row in rows) - 1
-        negative = torch.zeros(len(rows), slots, dtype=torch.long)
-        valid = torch.zeros(len(rows), slots, dtype=torch.bool)
+        negative = torch.zeros(len(rows), self._slots, dtype=torch.long)
+        valid = torch.zeros(len(rows), self._slots, dtype=torch.bool)
         for i, (own, *others) in enumerate(rows):
             negative[i, : len(others)] = torch.tensor([place[tokens] for tokens in others], dtype=torch.long)
             valid[i, : len(others)] = torch.tensor([tokens != own for tokens in others])

@@ -12,6 +12,7 @@ from torch import Tensor
 from llava_ohd import tower
 from llava_ohd.clip.captions import encode_captions, share_beginnings, to_device, tokenise
 from llava_ohd.clip.layers import feed_forward, heads, run_layer
+from llava_ohd.errors import ImageError
 from llava_ohd.progress import track
 
 __all__ = ["Images", "embed_captions", "embed_images", "encode_images"]
@@ -20,8 +21,9 @@ __all__ = ["Images", "embed_captions", "embed_images", "encode_images"]
 class Images:
     """Images by file name, ready for the encoder.
 
-    Each is opened and resized once; where all fit into `memory`, this happens here, so that a missing or truncated
-    image shows before hours of training. Kept as uint8, a 64-pixel image takes 12 KiB, a 336-pixel one 331 KiB.
+    Each is opened and resized once; where all fit into `memory`, this happens here, so that a truncated image shows
+    before hours of training; a missing one always does. Kept as uint8, a 64-pixel image takes 12 KiB, a 336-pixel one
+    331 KiB.
 
     Args:
         folder: Image folder that the names are relative to.
@@ -40,6 +42,11 @@ class Images:
         self._kept: list[Tensor] | None = None
         if names and len(names) * self._open(0).numel() <= memory:
             self._kept = [self._open(i) for i in track(range(len(names)), "reading images")]
+        elif missing := self._missing():
+            raise ImageError(
+                f"{len(missing)} of {len(names)} images are not in {folder}, such as {missing[0]}; give their folder "
+                "as --images"
+            )
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,6 +62,10 @@ class Images:
             "pixel_values"
         ]
         return pixels[0].to(torch.uint8)
+
+    def _missing(self) -> list[str]:
+        """Returns the images that are not there."""
+        return [name for name in self._names if not (self._folder / name).is_file()]
 
     def _image(self, index: int) -> Image.Image:
         return tower.open_image(self._folder / self._names[index])

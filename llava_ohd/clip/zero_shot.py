@@ -79,6 +79,9 @@ class _Labelled(Images):
         self._source = source
         super().__init__(Path(), source.ids, processor)
 
+    def _missing(self) -> list[str]:
+        return []
+
     def _image(self, index: int) -> Any:
         return self._source.open(index)
 

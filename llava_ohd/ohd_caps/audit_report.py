@@ -1,5 +1,6 @@
 """The audit of several files: table, images in common, cleaned copies."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -95,4 +96,5 @@ def write_clean(files: Files, out: Path, too_long: Rule) -> Iterator[tuple[Path,
 
 
 def _is_test(name: str) -> bool:
-    return "test" in name
+    """Says whether a file is of a test set, by the word in its name or its folder's; "latest" has no such word."""
+    return re.search(r"(?<![a-z])tests?(?![a-z])", name.lower()) is not None

@@ -56,7 +56,7 @@ def prove(split: Sets, dev: str | None, fitting: Fitting) -> dict[str, dict[str,
         fitting: The rows that fitted controls have been fitted on so far, not debiased.
 
     Returns:
-        Per set the accuracies by control; fitted ones as `bag_of_ngrams, fitted on ...`. `characters` took no part in
+        Per set the accuracies by control; fitted ones as `bag_of_ngrams, fitted on ...`. `trigrams` took no part in
         making the split.
     """
     tested = {name: rows for name, rows in split.items() if name != dev}

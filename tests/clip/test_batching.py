@@ -44,6 +44,15 @@ def test_a_bad_image_is_named_before_training(tiny_encoder_dir: Path, ohd: tuple
         Images(folder, image_names(read_rows(file)), tower.load_processor(tiny_encoder_dir))
 
 
+def test_an_image_that_is_not_there_is_named_before_training_where_none_are_kept(
+    tiny_encoder_dir: Path, ohd: tuple[Path, Path]
+) -> None:
+    file, folder = ohd
+    (folder / "017.png").unlink()
+    with pytest.raises(ImageError, match=r"1 of 24 images are not in .*, such as 017\.png"):
+        Images(folder, image_names(read_rows(file)), tower.load_processor(tiny_encoder_dir), memory=0)
+
+
 def paths(captions: Captions) -> list[list[int]]:
     """Reads each caption back from the slots that end where it ends."""
     rows = [row for bucket in captions["slots"] for row in bucket.tolist()]
@@ -75,6 +84,9 @@ def test_a_batch_holds_each_caption_once(tiny_encoder_dir: Path, ohd: tuple[Path
     assert named == [["a blue cup", "a red ball and a key", "a blue cup"], ["a red ball"], ["a red ball"]]
     assert batch["valid"].tolist() == [[True, True, True], [True, False, False], [True, False, False]]
     torch.testing.assert_close(batch["pixel_values"][0], batch["pixel_values"][2])
+    # the released code pads every row to as many slots, whatever the batch, and counts them in its means
+    assert data.collate([2])["valid"].tolist() == [[True, False, False]]
+    assert OhdData(rows, images, tokenizer, negatives=2).collate([2])["valid"].tolist() == [[True, False]]
 
 
 def test_drawn_negatives_are_the_rows_own_and_the_same_when_resumed(

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llava_ohd.ohd_caps.audit import audit, clean, overlaps
+from llava_ohd.ohd_caps.audit_report import write_clean
 from llava_ohd.ohd_caps.readers import read_rows, write_rows
 from llava_ohd.ohd_caps.records import Negative, OhdRow
 
@@ -96,6 +98,13 @@ def test_nine_compositional_dev_images_are_test_images() -> None:
     files = {"compositional": dev[:990], "dev": dev[990:], "test": read_rows(REAL / "test/coco_out_label.json")}
     assert overlaps(files)["compositional", "test"] == 9
     assert ("dev", "test") not in overlaps(files)
+
+
+def test_training_files_are_told_from_test_files_by_a_word(tmp_path: Path) -> None:
+    other = replace(ROW, image="other.jpg")
+    rows = {"latest/train": [ROW, other], "contest/dev": [ROW, other], "ohd_caps/coco_test2014": [ROW]}
+    kept = {path.stem: count for path, count, _ in write_clean(rows, tmp_path, lambda text: False)}
+    assert kept == {"train": 1, "dev": 1, "coco_test2014": 1}
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:

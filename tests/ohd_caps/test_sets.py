@@ -42,6 +42,13 @@ def test_our_folder(tmp_path: Path) -> None:
         read_test_sets(tmp_path / "empty")
 
 
+def test_dev_rows_may_lack_some_negatives_but_not_most(tmp_path: Path) -> None:
+    negatives = tuple(Negative(f"a cat and a dog {n}", "random", ("dog",)) for n in range(27))
+    rows = [OhdRow(f"{count}.jpg", "a cat", negatives[:count], ("cat",)) for count in (27, 26, 20, 14, 13, 4, 2)]
+    write_rows(tmp_path / "dev.jsonl", rows)
+    assert read_dev(tmp_path / "dev.jsonl") == rows[:4]
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the authors' files are not at {REAL}")
 def test_the_authors_folder() -> None:
     sets = read_test_sets(REAL)
