@@ -71,6 +71,6 @@ def check_quantized(model: nn.Module) -> None:
     if wrong := sorted(quantized ^ expected):
         raise ModelFormatError(
             f"{wrong[0]} is {'' if wrong[0] in quantized else 'not '}quantised ({len(wrong)} modules like it); only "
-            "the layers of the language model should be. This version of transformers or bitsandbytes is not supported: "
-            "install those of constraints.txt, or train with --bits 16"
+            "the layers of the language model should be. This version of transformers or bitsandbytes is not "
+            "supported: install those of constraints.txt, or train with --bits 16"
         )

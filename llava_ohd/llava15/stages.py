@@ -134,13 +134,11 @@ def what_trains(model: nn.Module) -> list[str]:
             bits[part] = 8 if weight.dtype == torch.int8 else 4
     lines = []
     for part, (trained, frozen) in counts.items():
-        said = [f"{trained:,} weights train"] if trained else []
-        if frozen:
-            said.append(
-                f"{frozen:,} {'' if trained else 'weights '}frozen{f' ({bits[part]} bits)' if bits[part] else ''}"
-            )
-        if said:
-            lines.append(f"{part}: {', '.join(said)}")
+        how = f" (layers in {bits[part]} bits)" if bits[part] else ""
+        if trained:
+            lines.append(f"{part}: {trained:,} weights train" + (f", {frozen:,} frozen" if frozen else ""))
+        elif frozen:
+            lines.append(f"{part}: {frozen:,} weights, frozen{how}")
     return lines
 
 

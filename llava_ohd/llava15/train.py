@@ -209,9 +209,11 @@ class Run:
         trainer.save_model()
 
     def _write(self, folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+        from llava_ohd.llava15.model import without_zero3
         from llava_ohd.llava15.model_dir import write
 
-        write(folder, weights, self.record, llava_config(self.base, self.encoder, self.record["config"]))
+        with without_zero3():  # a trained tower is put into an encoder here, on one rank alone
+            write(folder, weights, self.record, llava_config(self.base, self.encoder, self.record["config"]))
 
     def _ids(self, numbers: list[int]) -> list[Any]:
         rows = read_jsonl(self.data.data_path)
@@ -221,18 +223,19 @@ class Run:
         from llava_ohd import tower
         from llava_ohd.llava15.model import without_zero3
 
-        if self.model.unfreeze_mm_vision_tower:
-            with without_zero3():
-                tower.register(self.folder.name, self.folder / "encoder", model=self.folder)
-            self.say(f"registered: encoder {self.folder.name!r} is the tower that was trained, with this model")
-            return
-        given = self.model.vision_tower
-        name = given if given in tower.registered() or not Path(given).is_dir() else self.encoder.name
-        if tower.registered().get(name, {}).get("digest", self.encoder.digest) != self.encoder.digest:
-            self.say(f"not registered: {name!r} is another encoder; evaluate with --encoder PATH --model {self.folder}")
+        given, known = self.model.vision_tower, tower.registered()
+        path, digest = self.encoder.path, self.encoder.digest
+        name = given if given in known or not Path(given).is_dir() else self.encoder.name
+        if self.model.unfreeze_mm_vision_tower:  # the encoder inside, under a name of its own
+            name, path = self.folder.name, self.folder / "encoder"
+            digest = read_json(path / "ohd.json")["digest"]
+        if known.get(name, {}).get("digest", digest) != digest:
+            self.say(
+                f"not registered: {name!r} is another encoder; evaluate with --encoder {path} --model {self.folder}"
+            )
             return
         with without_zero3():
-            tower.register(name, self.encoder.path, model=self.folder)
+            tower.register(name, path, model=self.folder)
         self.say(f"registered as the model of encoder {name!r}")
 
 
