@@ -256,8 +256,8 @@ def _other_ranks(file: Path, ranks: int) -> str:
     """Says what to do where a run goes on with another number of ranks."""
     before = read_json(file)["config"]["world_size"]
     return (
-        f"{file.parent} was made by {before} ranks, this run has {ranks} (or other batches): optimiser and random states "
-        f"belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, torchrun "
+        f"{file.parent} was made by {before} ranks, this run has {ranks} (or other batches): optimiser and random "
+        f"states belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, torchrun "
         f"--nproc-per-node {before}), or give another --output_dir to start again"
     )
 
