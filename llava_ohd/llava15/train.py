@@ -257,8 +257,8 @@ def _other_ranks(file: Path, ranks: int) -> str:
     before = read_json(file)["config"]["world_size"]
     return (
         f"{file.parent} was made by {before} ranks, this run has {ranks} (or other batches): optimiser and random "
-        f"states belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, torchrun "
-        f"--nproc-per-node {before}), or give another --output_dir to start again"
+        f"states belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, "
+        f"torchrun --nproc-per-node {before}), or give another --output_dir to start again"
     )
 
 
