@@ -106,7 +106,9 @@ class Archive:
         try:
             self._members = _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path)
         except (OSError, zipfile.BadZipFile, tarfile.TarError, ValueError) as error:
-            raise DataFormatError(f"{path} cannot be read as an archive ({error}); copy it again, or unpack it") from error
+            raise DataFormatError(
+                f"{path} cannot be read as an archive ({error}); copy it again, or unpack it"
+            ) from error
         tops = {name.split("/", 1)[0] if "/" in name else "" for name in self._members}
         self._top = f"{tops.pop()}/" if len(tops) == 1 and tops != {""} else ""
 
@@ -179,7 +181,7 @@ def _tar_members(path: Path) -> dict[str, tuple[int, int, int, int]]:
                 members[name] = (info.offset_data, info.size, _TAR, 0)
             elif info.islnk() and os.path.normpath(info.linkname) in members:
                 members[name] = members[os.path.normpath(info.linkname)]
-            archive.members = []  # else every header stays in memory
+            archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
     return members
 
 

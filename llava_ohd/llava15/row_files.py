@@ -35,7 +35,7 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
             if not start:
                 raise DataFormatError(f"{path} is empty; make it again, it may stem from an interrupted run")
             number = 0
-            for number, record in enumerate(_Rows(path, start, file.read), 1):  # noqa: B007
+            for number, record in enumerate(_Rows(path, start, file.read), 1):
                 yield number, record
     except FileNotFoundError:
         raise DataFormatError(f"{path} does not exist; give the path of an existing file") from None

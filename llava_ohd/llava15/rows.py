@@ -138,7 +138,9 @@ def _messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]
     for message in messages:
         role = message.get("role")
         if role not in _ROLES:
-            raise _Fault("speakers", f"role {role!r}; user and assistant are expected (templates bring their own system)")
+            raise _Fault(
+                "speakers", f"role {role!r}; user and assistant are expected (templates bring their own system)"
+            )
         text, names = _content(message.get("content"))
         said.append((_ROLES[role], text))
         inside += names

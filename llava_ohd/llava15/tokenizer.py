@@ -59,9 +59,9 @@ class SentencePieceTokenizer:
     @cached_property
     def _without_first_space(self) -> Any:
         import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2
+        from sentencepiece import sentencepiece_model_pb2 as messages
 
-        record = sentencepiece_model_pb2.ModelProto.FromString(self._model.serialized_model_proto())
+        record = messages.ModelProto.FromString(self._model.serialized_model_proto())  # type: ignore[attr-defined]
         record.normalizer_spec.add_dummy_prefix = False
         return sentencepiece.SentencePieceProcessor(model_proto=record.SerializeToString())
 

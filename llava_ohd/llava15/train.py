@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
-from llava_ohd.llava15.flags import check_paths, separated, translate
+from llava_ohd.llava15.flags import check_paths, prepare, translate
 from llava_ohd.llava15.launch import has_gpu, prepare_deepspeed, quiet, said_once
 from llava_ohd.results import differences
 
@@ -43,7 +43,7 @@ def train(arguments: list[str], description: str = "") -> Path | None:
         LlavaOhdError: any of its kinds; the message says what mends it.
     """
     with said_once():
-        arguments = separated(arguments)
+        arguments, prepared = prepare(arguments)
         check_paths(arguments)
         cuda = has_gpu()
         arguments, notes = translate(arguments, cuda)
@@ -53,7 +53,7 @@ def train(arguments: list[str], description: str = "") -> Path | None:
 
         parsed = parse(arguments, description)
         run = Run(*parsed)
-        for note in notes:
+        for note in [*prepared, *notes]:
             run.say(note)
         run.go()
         return run.folder if run.first else None
@@ -130,19 +130,26 @@ class Run:
 
     def _trainer(self) -> "LlavaTrainer":
         from llava_ohd import tower
-        from llava_ohd.llava15.dataset import Batches, Pixels, TrainingRows, read_rows
+        from llava_ohd.llava15.audit import audit
+        from llava_ohd.llava15.data_policy import left_out
+        from llava_ohd.llava15.dataset import Batches, Pixels, TrainingRows, distinct_images, read_rows
+        from llava_ohd.llava15.examination import Checks
         from llava_ohd.llava15.model import image_tokens
         from llava_ohd.llava15.tokenizer import load_tokenizer
         from llava_ohd.llava15.trainer import LlavaTrainer
 
-        rows = read_rows(self.data.data_path, self.model.version)
+        patches, places = image_tokens(self.encoder), (self.data.data_path, self.data.image_folder)
+        checks = Checks(*places, self.model.version, self.base, patches, self.training.model_max_length)
+        skipped = left_out(checks, self.data.data_policy, self.data.data_manifest, self.folder, self.say)
+        rows = read_rows(self.data.data_path, self.model.version, skipped)
         processor = tower.load_processor(self.encoder.path)
         pad = self.data.image_aspect_ratio == "pad"
-        pixels = Pixels(self.data.image_folder, processor, pad, len({row["image"] for row in rows}))
-        patches = image_tokens(self.encoder)
+        pixels = Pixels(self.data.image_folder, processor, pad, distinct_images(rows))
         tokenizer = load_tokenizer(self.base)
         examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
         dataset = examples.dataset(rows)
+        for line in audit(examples, rows, self.training.stage):
+            self.say(line)
         return LlavaTrainer(
             model=self._model(),
             args=self.training,
@@ -150,7 +157,7 @@ class Run:
             data_collator=Batches(patches, self.encoder.image_size),
             write=self._write,
             fingerprint=self.fingerprint,
-            lengths=[_words(row) for row in rows],
+            lengths=rows["words"][:],
         )
 
     def _model(self) -> Any:
@@ -221,12 +228,6 @@ def identity(record: dict[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in record["config"].items() if key not in _PLACES}
     digests = {"encoder digest": record["encoder"]["digest"], "language model sha256": record["base"]["sha256"]}
     return settings | digests | {"stage": record["stage"]}
-
-
-def _words(row: dict[str, Any]) -> int:
-    """Length of a row as LLaVA counts it: words, negative for rows of text only."""
-    words = sum(len(text.split()) for turn in row["turns"] for text in turn)
-    return words if row["image"] is not None else -words
 
 
 def _projector_sha256(start: Path, encoder: "Encoder") -> str:
