@@ -16,7 +16,7 @@ from llava_ohd.llava15.rows import examine
 
 __all__ = ["records", "table"]
 
-_BLOCK = 2**22  # characters read at a time
+_BLOCK = 2**20  # characters read at a time
 _LONGEST = 2**26  # characters of one row: a quotation mark that is missing must not read the whole file into memory
 _VERSION = 1
 
@@ -147,8 +147,6 @@ def _make(folder: Path, path: Path, template: str, left_out: frozenset[int], fea
                 cache_dir=str(scratch),
                 gen_kwargs={"path": path, "template": template, "left_out": left_out},
             )
-            if not len(rows):
-                raise DataFormatError(f"{path}: no row is left to train on")
             rows.save_to_disk(str(folder))
         except DatasetGenerationError as error:
             cause = error.__cause__
@@ -166,6 +164,8 @@ def _scratch(folder: Path) -> Any:
 
 
 def _checked(path: Path, template: str, left_out: frozenset[int]) -> Iterator[dict[str, Any]]:
+    if left_out and sum(1 for _ in records(path)) == len(left_out):
+        raise DataFormatError(f"{path}: no row is left to train on")
     for number, record in records(path):
         if number in left_out:
             continue

@@ -45,7 +45,7 @@ def test_rows_are_read_as_llava_reads_them(tmp_path: Path) -> None:
         ({"image": ["a.png", "b.png"], "conversations": CAPTION}, "1 <image> in what the human says and 2 images"),
         ({"image": 3, "conversations": CAPTION}, "a file name, a list of names"),
         ({"conversations": CAPTION}, "1 <image> in what the human says and no image"),
-        ({"image": "a.png", "conversations": TEXT}, "0 <image> in what the human says and an image"),
+        ({"image": "a.png", "conversations": TEXT}, "0 <image> in what the human says and 1 image;"),
     ],
 )
 def test_bad_rows_are_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:

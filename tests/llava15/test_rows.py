@@ -106,7 +106,7 @@ def test_files_are_read_row_by_row(text: str, block: int, tmp_path: Path, monkey
         ('[{"a": 1},]', "one comma between two rows"),
         ('[{"a": 1}', "ends too early"),
         ('[{"a": 1}] x', "something follows the list"),
-        ('{"a": 1}\n{"a": "x}\n', "row 2 is not JSON: Unterminated"),
+        ('{"a": 1}\n{"a": "x}\n', "row 2 is not JSON: Invalid control"),
         ("  \n ", "is empty"),
     ],
 )
@@ -134,4 +134,4 @@ def test_memory_stays_small(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert size > 15e6
-    assert peak < 14e6 < size  # three blocks of 4 MiB
+    assert peak < 8e6  # a few blocks of 1 MiB
