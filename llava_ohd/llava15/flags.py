@@ -64,20 +64,27 @@ def _file_flags(path: Path) -> list[str]:
     """Returns the flags in a file: an object of names and values."""
     if path.suffix not in _FILES:
         raise DataFormatError(f"{path}: flags begin with --; a file of flags is a .json or .yaml")
-    if path.suffix == ".json":
-        content = read_json(path)
-    else:
-        import yaml
-
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataFormatError(f"{path} does not exist; give the path of an existing file") from None
-        except yaml.YAMLError as error:
-            raise DataFormatError(f"{path} is not YAML: {error}") from None
+    content = read_json(path) if path.suffix == ".json" else _read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise DataFormatError(f"{path} must hold names and values of flags, such as 'learning_rate: 2e-5'")
     return [part for name, value in content.items() if value is not None for part in (f"--{name}", *_texts(value))]
+
+
+def _read_yaml(path: Path) -> Any:
+    """Reads YAML with every value as it is written: `no` is a save_strategy, not False."""
+    import yaml
+
+    if not path.is_file():
+        raise DataFormatError(f"{path} does not exist; give the path of an existing file")
+    text = path.read_text(encoding="utf-8")
+    try:
+        written, meant = yaml.load(text, Loader=yaml.BaseLoader), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataFormatError(f"{path} is not YAML: {error}") from None
+    if not isinstance(meant, dict):
+        return meant
+    names = zip(written, meant, strict=True)
+    return {name: meant[key] if isinstance(meant[key], dict | type(None)) else written[name] for name, key in names}
 
 
 def _texts(value: Any) -> list[str]:

@@ -43,7 +43,7 @@ TEXT = {"conversations": conversation("Is a ball red?", "naïve – 日本 🎉"
 
 def test_what_trains_is_shown(made: Made) -> None:
     examples, rows = made([ASKED, TEXT] * 20)
-    first, shown, share = audit(examples, rows, "lora", sample=10)
+    first, shown, share = audit(examples, rows, "lora", sample=40)
     assert first == "label mask of row 1, template v1; what trains is in [[ ]]:"
     assert "USER:<image: 16 tokens>\\nIs there a ball?" in " ".join(shown.split())
     assert "[[Yes</s>]]" in shown
@@ -53,7 +53,7 @@ def test_what_trains_is_shown(made: Made) -> None:
     more, labels_more = examples.tokens(2, [("Is a ball red?", "naïve – 日本 🎉")])
     text = sum(token != IMAGE_TOKEN for token in ids + more)
     trained = sum(label != IGNORE for label in labels + labels_more)
-    assert share == f"trains: {trained / text:.1%} of the text tokens of 10 rows"
+    assert share == f"trains: {trained / text:.1%} of the text tokens of 40 rows"
 
 
 ASKED_TURNS = [("<image>\nIs there a ball?", "Yes"), ("And  a key? ", " No ")]
