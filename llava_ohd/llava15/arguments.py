@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from llava_ohd.command_line import helps
 from llava_ohd.errors import LlavaOhdError
 from llava_ohd.files import read_json
+from llava_ohd.llava15.stages import stage_of
 
 __all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "flags", "parse"]
 
@@ -38,7 +39,10 @@ class ModelArguments:
     mm_patch_merge_type: str = field(default="flat", metadata=helps("only flat"))
     mm_use_im_start_end: bool = field(default=False, metadata=helps("only False, as in LLaVA-1.5"))
     mm_use_im_patch_token: bool = field(default=False, metadata=helps("only False, as in LLaVA-1.5"))
-    freeze_backbone: bool = field(default=False, metadata=helps("without effect: frozen in both stages anyway"))
+    freeze_backbone: bool = field(default=False, metadata=helps("without effect: frozen unless all of it trains"))
+    unfreeze_mm_vision_tower: bool = field(
+        default=False, metadata=helps("train the tower too, but not its last layer, whose output is not read")
+    )
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,15 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_bias: str = field(default="none", metadata=helps("only none"))
     lora_weight_path: str = field(default="", metadata=helps("without effect, as in LLaVA"))
     mm_projector_lr: float | None = field(default=None, metadata=helps("projector's own rate; LLaVA-1.5 LoRA: 2e-5"))
-    freeze_mm_mlp_adapter: bool = field(default=False, metadata=helps("only False"))
-    bits: int = field(default=16, metadata=helps("only 16"))
-    double_quant: bool = field(default=True, metadata=helps("without effect with --bits 16"))
-    quant_type: str = field(default="nf4", metadata=helps("without effect with --bits 16"))
+    mm_vision_tower_lr: float | None = field(default=None, metadata=helps("the unfrozen tower's own rate"))
+    freeze_mm_mlp_adapter: bool = field(default=False, metadata=helps("keep the projector as it is given"))
+    bits: int = field(default=16, metadata=helps("4 or 8: the language model quantised by bitsandbytes (QLoRA)"))
+    double_quant: bool = field(default=True, metadata=helps("with --bits 4: quantise the scales as well"))
+    quant_type: str = field(default="nf4", metadata=helps("with --bits 4: nf4 or fp4"))
     mpt_attn_impl: str | None = field(default="triton", metadata=helps("without effect: no MPT models"))
 
-    @property
-    def stage(self) -> str:
-        """`lora` or `projector`."""
-        return "lora" if self.lora_enable else "projector"
+    stage: str = field(default="", init=False)
+    """`projector`, `lora`, `qlora` or `full`; `parse` fills it in."""
 
 
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -94,8 +97,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "image_aspect_ratio": ("pad", "square"),
     "data_policy": ("error", "skip"),
     "lora_bias": ("none",),
-    "freeze_mm_mlp_adapter": (False,),
-    "bits": (16,),
+    "bits": (16, 4, 8),
+    "quant_type": ("nf4", "fp4"),
     "remove_unused_columns": (False,),
     "logging_nan_inf_filter": (False,),
     "fp16": (False,),
@@ -108,6 +111,9 @@ _TRAINING = (
     "max_steps",
     "learning_rate",
     "mm_projector_lr",
+    "mm_vision_tower_lr",
+    "freeze_mm_mlp_adapter",
+    "bits",
     "weight_decay",
     "lr_scheduler_type",
     "warmup_steps",
@@ -124,6 +130,7 @@ _TRAINING = (
     "train_sampling_strategy",
 )
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")
+_QUANTIZED = ("quant_type", "double_quant")
 
 
 class _Parser(HfArgumentParser):
@@ -148,13 +155,11 @@ def parse(arguments: list[str], description: str) -> tuple[ModelArguments, DataA
         if value not in values:
             choice = " or ".join(map(str, values))
             raise LlavaOhdError(f"--{name} {value}: only {choice} is supported; leave the flag out or give that")
-    if model.tune_mm_mlp_adapter == training.lora_enable:
+    training.stage = stage_of(model, training, _zero_stage(training))
+    own_rates = [name for name in ("mm_projector_lr", "mm_vision_tower_lr") if getattr(training, name) is not None]
+    if training.deepspeed and own_rates and "optimizer" in _zero(training.deepspeed):
         raise LlavaOhdError(
-            "give either --tune_mm_mlp_adapter True (stage projector) or --lora_enable True (stage lora)"
-        )
-    if training.deepspeed and training.mm_projector_lr is not None and "optimizer" in _zero(training.deepspeed):
-        raise LlavaOhdError(
-            f"{training.deepspeed} has an 'optimizer', with which --mm_projector_lr would have no effect; remove that "
+            f"{training.deepspeed} has an 'optimizer', with which --{own_rates[0]} would have no effect; remove that "
             "part (zero_configs/ has files without)"
         )
     return model, data, training
@@ -165,6 +170,10 @@ def _zero(config: Any) -> dict[str, Any]:
     return dict(record)
 
 
+def _zero_stage(training: TrainingArguments) -> int | None:
+    return _zero(training.deepspeed).get("zero_optimization", {}).get("stage", 0) if training.deepspeed else None
+
+
 def flags(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> dict[str, Any]:
     """Returns everything given on the command line that the trained weights depend on, JSON-able.
 
@@ -173,8 +182,7 @@ def flags(model: ModelArguments, data: DataArguments, training: TrainingArgument
     record = {field.name: getattr(model, field.name) for field in fields(model) if field.name != "freeze_backbone"}
     idle = ("lazy_preprocess", "is_multimodal", "data_manifest")
     record |= {key: str(value) for key, value in asdict(data).items() if key not in idle}
-    names = [*_TRAINING, *(_LORA if training.lora_enable else ())]
+    names = [*_TRAINING, *(_LORA if training.lora_enable else ()), *(_QUANTIZED if training.bits != 16 else ())]
     record |= {name: getattr(training, name) for name in names}
     record |= {name: getattr(record[name], "value", record[name]) for name in ("lr_scheduler_type", "optim")}
-    zero = _zero(training.deepspeed).get("zero_optimization", {}).get("stage", 0) if training.deepspeed else None
-    return record | {"zero_stage": zero}
+    return record | {"zero_stage": _zero_stage(training)}

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 put together from a language model folder and an encoder folder, and what trains in each stage.
+"""LLaVA-1.5 put together from a language model folder and an encoder folder.
 
 The parts are transformers' own classes. Two things differ from the llava-hf checkpoints on purpose:
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.logging import disable_progress_bar
@@ -26,18 +26,10 @@ from llava_ohd import tower
 from llava_ohd.errors import ModelFormatError, ModelNotFound
 from llava_ohd.files import read_json
 from llava_ohd.llava15.conversation import IMAGE_TOKEN
+from llava_ohd.llava15.quantization import Quantization, check_quantized
 
-__all__ = [
-    "LANGUAGE_LINEARS",
-    "build",
-    "image_tokens",
-    "language_model_folder",
-    "trainable",
-    "without_zero3",
-]
+__all__ = ["build", "image_tokens", "language_model_folder", "without_zero3"]
 
-LANGUAGE_LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-"""Full names of the modules that get LoRA. CLIP and Llama share the last part of the names, so the path decides."""
 _HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.model")
 
 
@@ -46,9 +38,12 @@ def language_model_folder(name_or_path: str) -> Path:
 
     Raises:
         ModelNotFound: neither an existing folder nor a repository that can be reached.
+        ModelFormatError: it is a LLaVA model already.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
+        if str(_kind(folder)).startswith("llava"):
+            raise ModelFormatError(f"{folder} is a LLaVA model already; give its language model (for 1.5: Vicuna)")
         return folder.resolve()
     if name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~")):
         raise ModelNotFound(f"language model {name_or_path} is not a folder; check --model_name_or_path")
@@ -75,22 +70,24 @@ def build(
     feature_layer: int = -2,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    quantization: Quantization | None = None,
 ) -> LlavaForConditionalGeneration:
     """Puts the model together; every weight is loaded but the projector, which is random.
 
     Args:
-        language_model: Folder of a Llama model.
+        language_model: Folder of a Llama model, or one that stage full wrote, of which the Llama model is taken.
         encoder: A checked encoder.
         feature_layer: Which hidden states of the tower are read; LLaVA-1.5: -2, without the class token.
         dtype: Type of all weights.
         seed: Of the projector, whose layers start as PyTorch's linear layers do (as in LLaVA).
+        quantization: Of the language model; None: it has `dtype` too.
 
     Raises:
         ModelFormatError: the folder holds no Llama model, or not all of its weights.
         EncoderFormatError: the encoder folder is damaged, or the model ended up with another tower.
     """
     disable_progress_bar()  # of every rank, for every file
-    language = _language_model(language_model, dtype)
+    language = _language_model(language_model, dtype, quantization)
     with without_zero3():
         clip: Any = tower.load(encoder.path)
         clip.to(dtype)
@@ -111,6 +108,10 @@ def build(
     model.lm_head = language.lm_head
     model.get_input_embeddings().register_forward_pre_hook(_without_image_tokens)
     tower.verify(model, encoder, exact=True)
+    if quantization is not None:
+        check_quantized(model)
+        # what peft asks the outermost model to choose its layers
+        setattr(model, f"is_loaded_in_{quantization.bits}bit", True)
     return model.eval()
 
 
@@ -119,14 +120,28 @@ def _without_image_tokens(_: nn.Module, arguments: tuple[torch.Tensor]) -> tuple
     return (arguments[0].clamp(min=0),)
 
 
-def _language_model(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
-    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-    if kind not in ("llama", "llava_llama", "llava"):
+class _Language(LlamaForCausalLM):
+    """The language model, also out of a folder that holds projector and tower beside it."""
+
+    _keys_to_ignore_on_load_unexpected = [r"\.mm_projector\.", r"\.vision_tower\."]  # noqa: RUF012
+
+
+def _kind(folder: Path) -> str | None:
+    file = folder / "config.json"
+    return read_json(file).get("model_type") if file.is_file() else None
+
+
+def _language_model(folder: Path, dtype: torch.dtype, quantization: Quantization | None) -> LlamaForCausalLM:
+    kind = _kind(folder)
+    if kind not in ("llama", "llava_llama"):
         raise ModelFormatError(f"{folder}/config.json has model_type {kind!r}; LLaVA-1.5 needs a Llama model ('llama')")
-    if kind != "llama":
-        raise ModelFormatError(f"{folder} is a LLaVA model already; give its language model (for 1.5: Vicuna)")
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    if quantization is not None:
+        options["quantization_config"] = quantization.config(dtype)
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     try:
-        loaded: Any = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        config = LlamaConfig.from_dict(read_json(folder / "config.json") | {"model_type": "llama"})
+        loaded: Any = _Language.from_pretrained(folder, config=config, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelFormatError(f"{folder} cannot be loaded as a Llama model: {error}") from error
     model, report = loaded
@@ -134,31 +149,6 @@ def _language_model(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelFormatError(f"{folder} lacks {len(wrong)} weights, first {wrong[0]}; copy the folder again")
     model.config.use_cache = False  # of no use in training; who generates asks for it
-    return model
-
-
-def trainable(model: nn.Module, stage: str, lora: dict[str, Any] | None = None, seed: int = 0) -> Any:
-    """Freezes everything but what the stage trains.
-
-    Args:
-        model: What `build` returns.
-        stage: `projector` or `lora`.
-        lora: Keyword arguments of peft's `LoraConfig`: `r`, `lora_alpha`, `lora_dropout`, `bias`.
-        seed: Of the adapter's random half.
-
-    Returns:
-        The model; in stage lora inside a `PeftModel`, with adapters on the language model only.
-    """
-    model.requires_grad_(False)
-    projector = model.get_submodule("model.multi_modal_projector")
-    if stage == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(target_modules=LANGUAGE_LINEARS, task_type="CAUSAL_LM", **(lora or {}))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = get_peft_model(model, config)
-    projector.requires_grad_(True)
     return model
 
 

@@ -1,7 +1,9 @@
 """Trains a stage of LLaVA-1.5: from a language model and an encoder to a model folder.
 
-stage projector   --tune_mm_mlp_adapter True   captions, template plain; the projector trains
-stage lora        --lora_enable True           instructions, template v1; adapters on the language model train too
+stage projector   --tune_mm_mlp_adapter True        captions, template plain; the projector trains
+stage lora        --lora_enable True                instructions, template v1; adapters on the language model train too
+stage qlora       --lora_enable True --bits 4       the same on a language model in 4 or 8 bits
+stage full        neither                           instructions, template v1; the language model itself trains
 
 One process, or one per GPU (deepspeed, torchrun); without GPU the ranks talk by gloo and nothing is compiled.
 
@@ -28,7 +30,7 @@ __all__ = ["train"]
 
 
 def train(arguments: list[str], description: str = "") -> Path | None:
-    """Trains one stage and writes its model folder; stage lora registers it for its encoder.
+    """Trains one stage and writes its model folder; all stages but the first register it for its encoder.
 
     Goes on from the last whole checkpoint of the same run; does nothing but register where the folder is finished.
 
@@ -97,7 +99,7 @@ class Run:
         else:
             trainer = self._trainer()
             self._train(trainer)
-        if self.first and self.training.stage == "lora":
+        if self.first and self.training.stage != "projector":
             self._register()
 
     def _record(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ class Run:
             if not file.is_file():
                 continue
             if changed := differences(identity(read_json(file)), identity(self.record)):
+                _refuse_other_ranks(file, self.training.world_size)
                 raise ModelFormatError(
                     f"{file.parent} was made by another run: {'; '.join(changed[:4])}. Give the old values to go on, "
                     f"another --output_dir, or remove {self.folder} to start again"
@@ -157,33 +160,43 @@ class Run:
             data_collator=Batches(patches, self.encoder.image_size),
             write=self._write,
             fingerprint=self.fingerprint,
+            ids=self._ids,
             lengths=rows["words"][:],
         )
 
     def _model(self) -> Any:
         import torch
 
-        from llava_ohd.llava15.model import build, trainable
+        from llava_ohd.llava15.model import build
         from llava_ohd.llava15.model_dir import load_projector, read_projector
+        from llava_ohd.llava15.quantization import Quantization
+        from llava_ohd.llava15.stages import trainable, what_trains
 
         if self.training.deepspeed and not torch.cuda.is_available():
             import deepspeed
 
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        flags = self.training
+        quantization = None
+        if flags.bits != 16:
+            quantization = Quantization(flags.bits, flags.quant_type, flags.double_quant)
         model: Any = build(
             self.base,
             self.encoder,
             feature_layer=self.model.mm_vision_select_layer,
-            dtype=torch.bfloat16 if self.training.bf16 else torch.float32,
-            seed=self.training.seed,
+            dtype=torch.bfloat16 if flags.bf16 else torch.float32,
+            seed=flags.seed,
+            quantization=quantization,
         )
         if self.model.pretrain_mm_mlp_adapter is not None:
             start = Path(self.model.pretrain_mm_mlp_adapter)
             load_projector(model, read_projector(start), start)
-        lora: dict[str, Any] = {"r": self.training.lora_r, "lora_alpha": self.training.lora_alpha}
-        lora |= {"lora_dropout": self.training.lora_dropout, "bias": self.training.lora_bias}
-        model = trainable(model, self.training.stage, lora, self.training.seed)
-        for line in _what_trains(model):
+        lora: dict[str, Any] = {"r": flags.lora_r, "lora_alpha": flags.lora_alpha}
+        lora |= {"lora_dropout": flags.lora_dropout, "bias": flags.lora_bias}
+        unfrozen = {"tower": self.model.unfreeze_mm_vision_tower, "projector": not flags.freeze_mm_mlp_adapter}
+        model = trainable(model, flags.stage, lora, flags.seed, **unfrozen)
+        self.say(f"stage {flags.stage}")
+        for line in what_trains(model):
             self.say(line)
         return model
 
@@ -192,6 +205,7 @@ class Run:
 
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"nonfinite_loss_rank{self.training.process_index}.json").unlink(missing_ok=True)
         checkpoint = last_checkpoint(self.folder, self.fingerprint, self.say)
         if checkpoint is not None:
             self.say(f"going on from {checkpoint}")
@@ -202,21 +216,35 @@ class Run:
         trainer.save_model()
 
     def _write(self, folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+        from llava_ohd.llava15.model import without_zero3
         from llava_ohd.llava15.model_dir import write
 
-        write(folder, weights, self.record, llava_config(self.base, self.encoder, self.record["config"]))
+        with without_zero3():  # a trained tower is put into an encoder here, on one rank alone
+            write(folder, weights, self.record, llava_config(self.base, self.encoder, self.record["config"]))
+
+    def _ids(self, numbers: list[int]) -> list[Any]:
+        from llava_ohd.llava15.row_files import records
+
+        found = {number: row.get("id") for number, row in records(self.data.data_path) if number in numbers}
+        return [found[number] for number in numbers]
 
     def _register(self) -> None:
         from llava_ohd import tower
         from llava_ohd.llava15.model import without_zero3
 
-        given = self.model.vision_tower
-        name = given if given in tower.registered() or not Path(given).is_dir() else self.encoder.name
-        if tower.registered().get(name, {}).get("digest", self.encoder.digest) != self.encoder.digest:
-            self.say(f"not registered: {name!r} is another encoder; evaluate with --encoder PATH --model {self.folder}")
+        given, known = self.model.vision_tower, tower.registered()
+        path, digest = self.encoder.path, self.encoder.digest
+        name = given if given in known or not Path(given).is_dir() else self.encoder.name
+        if self.model.unfreeze_mm_vision_tower:  # the encoder inside, under a name of its own
+            name, path = self.folder.name, self.folder / "encoder"
+            digest = read_json(path / "ohd.json")["digest"]
+        if known.get(name, {}).get("digest", digest) != digest:
+            self.say(
+                f"not registered: {name!r} is another encoder; evaluate with --encoder {path} --model {self.folder}"
+            )
             return
         with without_zero3():
-            tower.register(name, self.encoder.path, model=self.folder)
+            tower.register(name, path, model=self.folder)
         self.say(f"registered as the model of encoder {name!r}")
 
 
@@ -226,8 +254,24 @@ _PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "dat
 def identity(record: dict[str, Any]) -> dict[str, Any]:
     """Returns what makes a run the same run, from its ohd.json: settings and digests, but not where files lie."""
     settings = {key: value for key, value in record["config"].items() if key not in _PLACES}
-    digests = {"encoder digest": record["encoder"]["digest"], "language model sha256": record["base"]["sha256"]}
+    start = record.get("trained_from", record["encoder"])
+    digests = {"encoder digest": start["digest"], "language model sha256": record["base"]["sha256"]}
     return settings | digests | {"stage": record["stage"]}
+
+
+def _refuse_other_ranks(file: Path, ranks: int) -> None:
+    """Says what to do where a checkpoint was made by another number of ranks.
+
+    Raises:
+        ModelFormatError: it was.
+    """
+    before = read_json(file)["config"]["world_size"]
+    if before != ranks and file.parent.name.startswith("checkpoint-"):
+        raise ModelFormatError(
+            f"{file.parent} was made by {before} ranks, this run has {ranks}; optimiser and random states belong to "
+            f"ranks. Start {before} to go on (deepspeed --num_gpus {before}, torchrun --nproc-per-node {before}), or "
+            "give another --output_dir to start again"
+        )
 
 
 def _projector_sha256(start: Path, encoder: "Encoder") -> str:
@@ -247,20 +291,6 @@ def _projector_sha256(start: Path, encoder: "Encoder") -> str:
             f"--vision_tower is {encoder.name!r} ({encoder.digest[:12]}); run stage projector for this encoder"
         )
     return sha256_file(file)
-
-
-def _what_trains(model: Any) -> list[str]:
-    """Says which part trains, and with how many weights."""
-    parts = {"projector": "multi_modal_projector", "adapter": ".lora_", "tower": "vision_tower", "language model": ""}
-    counts = {part: [0, 0] for part in parts}
-    for name, weight in model.named_parameters():
-        part = next(part for part, mark in parts.items() if mark in name)
-        counts[part][not weight.requires_grad] += getattr(weight, "ds_numel", weight.numel())
-    lines = []
-    for part, (trained, frozen) in counts.items():
-        if trained or frozen:
-            lines.append(f"{part}: {f'{trained:,} weights train' if trained else f'{frozen:,} weights, frozen'}")
-    return lines
 
 
 def llava_config(base: Path, encoder: "Encoder", flags: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +317,8 @@ def llava_config(base: Path, encoder: "Encoder", flags: dict[str, Any]) -> dict[
             "use_mm_proj": True,
             "image_aspect_ratio": flags["image_aspect_ratio"],
             "tune_mm_mlp_adapter": flags["tune_mm_mlp_adapter"],
-            "freeze_mm_mlp_adapter": False,
+            "freeze_mm_mlp_adapter": flags["freeze_mm_mlp_adapter"],
+            "unfreeze_mm_vision_tower": False,
             "tokenizer_padding_side": "right",
             "tokenizer_model_max_length": flags["model_max_length"],
             "use_cache": True,

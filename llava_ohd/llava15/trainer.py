@@ -7,6 +7,7 @@ Source: haotian-liu/LLaVA train/llava_trainer.py @ c121f04.
 """
 
 import errno
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_utils import rotate_checkpoints
 
 from llava_ohd.errors import StageFailed, StorageError
-from llava_ohd.files import is_complete, mark_complete, storage_errors
+from llava_ohd.files import is_complete, mark_complete, storage_errors, write_json
 from llava_ohd.llava15.model_dir import load_checkpoint, trained_weights
+from llava_ohd.llava15.weight_names import part_of
 from llava_ohd.progress import Progress
 from llava_ohd.training.epochs import Epochs
 
@@ -39,6 +41,7 @@ class LlavaTrainer(Trainer):
     Args:
         write: Writes the model folder: gets the folder and the trained weights under LLaVA's names.
         fingerprint: What the run is made from; it marks checkpoints.
+        ids: Gives the `id` of rows of the training json, by their numbers.
         lengths: Per row its number of words, negative for rows of text only; for the order of the rows.
         **others: As for `Trainer`.
     """
@@ -52,11 +55,12 @@ class LlavaTrainer(Trainer):
         *,
         write: Callable[[Path, dict[str, Tensor]], None],
         fingerprint: str,
+        ids: Callable[[list[int]], list[Any]],
         lengths: Sequence[int],
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        self._write, self._fingerprint, self._lengths = write, fingerprint, lengths
+        self._write, self._fingerprint, self._ids, self._lengths = write, fingerprint, ids, lengths
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(f"training stage {self.args.stage}"))
 
@@ -64,36 +68,44 @@ class LlavaTrainer(Trainer):
         """Returns the loss.
 
         Raises:
-            StageFailed: it is not finite; the message names the rows of the batch.
+            StageFailed: it is not finite; the message names the rows of the batch, and the file that lists them.
         """
         numbers = inputs.pop("numbers")
         loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
-            raise StageFailed(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, rows {numbers} of the training json: "
-                "look at these rows, or give a lower --learning_rate. The same command goes on from the last checkpoint"
-            )
+        if not math.isfinite(value := loss.item()):
+            self._stop(value, numbers)
         return loss
 
+    def _stop(self, loss: float, numbers: list[int]) -> None:
+        rank, step = self.args.process_index, self.state.global_step + 1
+        file = Path(self.args.output_dir) / f"nonfinite_loss_rank{rank}.json"
+        rows = [{"row": number, "id": name} for number, name in zip(numbers, self._ids(numbers), strict=True)]
+        write_json(file, {"step": step, "rank": rank, "loss": str(loss), "rows": rows})
+        raise StageFailed(
+            f"the loss is {loss} at step {step}, rank {rank}, rows {numbers} of the training json (their ids: {file}): "
+            "look at these rows, or give a lower --learning_rate. The same command goes on from the last checkpoint"
+        )
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Returns the optimiser; the projector has its own learning rate where `--mm_projector_lr` gives one."""
+        """Returns the optimiser; projector and tower have own learning rates where flags give them."""
         if self.optimizer is None:
             chosen: Any = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(chosen))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            rates = {"projector": self.args.mm_projector_lr, "tower": self.args.mm_vision_tower_lr}
+            own = {part: rate for part, rate in rates.items() if rate is not None}
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in chosen.named_parameters():
                 if parameter.requires_grad:
-                    own_rate = "multi_modal_projector" in name and self.args.mm_projector_lr is not None
-                    groups.setdefault((own_rate, name in decayed), []).append(parameter)
+                    part = part_of(name) if part_of(name) in own else ""  # first: the rate that is logged
+                    groups.setdefault((part, name in decayed), []).append(parameter)
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
-            self.optimizer = kind(
-                [self._group(*key, rows) for key, rows in sorted(groups.items(), key=lambda row: row[0])], **options
-            )
+            ordered: list[dict[str, Any]] = []
+            for part, decays in sorted(groups):
+                decay = self.args.weight_decay if decays else 0.0
+                rate = {"lr": own[part]} if part else {}
+                ordered.append({"params": groups[part, decays], "weight_decay": decay} | rate)
+            self.optimizer = kind(ordered, **options)
         return self.optimizer
-
-    def _group(self, own_rate: bool, decayed: bool, parameters: list[nn.Parameter]) -> dict[str, Any]:
-        group = {"params": parameters, "weight_decay": self.args.weight_decay if decayed else 0.0}
-        return group | ({"lr": self.args.mm_projector_lr} if own_rate else {})
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         by_length = self.args.train_sampling_strategy == "group_by_length"
@@ -104,8 +116,17 @@ class LlavaTrainer(Trainer):
         return order
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the model folder; all ranks must call it, rank 0 writes."""
-        weights = trained_weights(self.model)
+        """Writes the model folder; all ranks must call it, rank 0 writes.
+
+        Raises:
+            StageFailed: a weight is not finite.
+        """
+        weights = trained_weights(self.model, keep=self.args.should_save)
+        if wrong := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+            raise StageFailed(
+                f"{wrong[0]} and {len(wrong) - 1} other weights hold NaN or Inf after step {self.state.global_step}: a "
+                "gradient was not finite. Give a lower --learning_rate; nothing was written, what came before is whole"
+            )
         if self.args.should_save:
             self._write(Path(output_dir or self.args.output_dir), weights)
 

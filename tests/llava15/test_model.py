@@ -16,7 +16,8 @@ from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatErr
 from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN, encode
 from llava_ohd.llava15.dataset import Batches
-from llava_ohd.llava15.model import build, image_tokens, language_model_folder, trainable
+from llava_ohd.llava15.model import build, image_tokens, language_model_folder
+from llava_ohd.llava15.stages import trainable
 from llava_ohd.llava15.tokenizer import load_tokenizer
 from llava_ohd.llava15.train import llava_config
 

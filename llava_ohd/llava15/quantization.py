@@ -1,0 +1,76 @@
+"""The language model in 4 or 8 bits (QLoRA), by bitsandbytes; on a GPU, and on a CPU too.
+
+Only the linear layers of the language model are quantised: never tower, projector, embedding or head. What is quantised
+stays frozen; adapters, and the projector, train beside it in the type of the model.
+
+Source: arXiv 2305.14314; haotian-liu/LLaVA train/train.py (`bnb_model_from_pretrained_args`) @ c121f04.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_ohd.errors import MissingDependency, ModelFormatError
+from llava_ohd.llava15.weight_names import LANGUAGE_LINEARS
+
+__all__ = ["Quantization", "check_quantized"]
+
+_CLASSES = ("Linear4bit", "Linear8bitLt")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the language model is quantised.
+
+    Attributes:
+        bits: 4 or 8.
+        quant_type: With 4 bits: `nf4` or `fp4`.
+        double_quant: With 4 bits: quantise the scales as well.
+    """
+
+    bits: int
+    quant_type: str = "nf4"
+    double_quant: bool = True
+
+    def config(self, dtype: torch.dtype) -> Any:
+        """Returns the `BitsAndBytesConfig` for a language model that computes in `dtype`.
+
+        Raises:
+            MissingDependency: bitsandbytes is not installed.
+        """
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise MissingDependency(
+                f"--bits {self.bits} needs bitsandbytes ({error}); install it: pip install 'llava_ohd[quant]'"
+            ) from None
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=self.bits == 4,
+            load_in_8bit=self.bits == 8,
+            llm_int8_skip_modules=["lm_head"],
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_type=self.quant_type,
+            bnb_4bit_use_double_quant=self.double_quant,
+        )
+
+
+def check_quantized(model: nn.Module) -> None:
+    """Checks that the linear layers of the language model, and nothing else, are quantised.
+
+    Raises:
+        ModelFormatError: one more or one less is; the message names it.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    quantized = {name for name, module in linears.items() if type(module).__name__ in _CLASSES}
+    expected = {name for name in linears if re.fullmatch(LANGUAGE_LINEARS, name)}
+    if wrong := sorted(quantized ^ expected):
+        raise ModelFormatError(
+            f"{wrong[0]} is {'' if wrong[0] in quantized else 'not '}quantised ({len(wrong)} modules like it); only "
+            "the layers of the language model should be. This version of transformers or bitsandbytes is not "
+            "supported: install those of constraints.txt, or train with --bits 16"
+        )
