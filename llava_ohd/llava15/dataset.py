@@ -29,6 +29,7 @@ from llava_ohd.llava15.row_files import records, table
 __all__ = ["Batches", "Pixels", "TrainingRows", "distinct_images", "read_rows"]
 
 _SMALL = 2**29  # bytes of pixels that a process keeps: 10,000 images of 64 pixels, 400 of 336
+_TEMPLATE = 64  # tokens that a template adds to the first question, at most: 46 of v1
 _FEW = 20_000  # rows up to which it is worth counting the images
 
 
@@ -43,7 +44,8 @@ def read_rows(path: Path, template: str, left_out: Collection[int] = ()) -> Any:
     Returns:
         A `datasets.Dataset` on disk with the columns `number` (from 1), `id`, `images` (file names), `turns` (pairs of
         what the human says and what the assistant answers; `<image>` at the beginning of a turn that had one, as LLaVA
-        moves it) and `words`, the length as LLaVA counts it: words, negative for rows of text only.
+        moves it), `words` (the length as LLaVA counts it, negative for rows of text only) and `before` (bytes of the
+        first question).
 
     Raises:
         DataFormatError: missing, empty, not JSON, or a row with a fault; the message names the row.
@@ -111,25 +113,32 @@ class TrainingRows:
     longest: int
 
     def dataset(self, rows: Any) -> Any:
-        """Returns a `datasets.Dataset` that yields examples; missing image files are found here, before training.
+        """Returns a `datasets.Dataset` that yields examples.
+
+        Image files that are missing, and rows that are too long to train at all, are found here, before training.
 
         Args:
             rows: What `read_rows` returns.
 
         Raises:
             ImageError: an image file does not exist; the message names the first row.
+            DataFormatError: of a row nothing is left to train where it is cut, or it is cut through an image.
         """
 
         @lru_cache(2**16)
         def exists(name: str) -> bool:
             return name in self.pixels.source
 
-        for batch in rows.select_columns(["number", "images"]).iter(1000):
-            for number, images in zip(batch["number"], batch["images"], strict=True):
+        place = 0
+        for batch in rows.select_columns(["number", "images", "before"]).iter(1000):
+            for number, images, before in zip(batch["number"], batch["images"], batch["before"], strict=True):
                 for name in images:
                     if not exists(name):
                         file = self.pixels.source.path / name
                         raise ImageError(f"row {number}: image {file} does not exist; check --image_folder")
+                if len(images) > 1 or before + len(images) * self.image_tokens + _TEMPLATE > self.longest:
+                    self._trained_tokens(number, rows[place]["turns"])
+                place += 1
         return rows.with_transform(self)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -154,8 +163,17 @@ class TrainingRows:
             raise DataFormatError(f"row {number}: --model_max_length {self.longest} cuts through the image; raise it")
         return ids[: self.longest], labels[: self.longest]
 
-    def _example(self, number: int, images: list[str], turns: list[tuple[str, str]]) -> dict[str, Any]:
+    def _trained_tokens(self, number: int, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
         ids, labels = self.tokens(number, turns)
+        if all(label == IGNORE for label in labels):
+            raise DataFormatError(
+                f"row {number}: --model_max_length {self.longest} cuts it before its first answer, so that nothing "
+                "of it would train; raise it, or give --data_policy skip"
+            )
+        return ids, labels
+
+    def _example(self, number: int, images: list[str], turns: list[tuple[str, str]]) -> dict[str, Any]:
+        ids, labels = self._trained_tokens(number, turns)
         try:
             pixels = torch.stack([torch.as_tensor(self.pixels(name)) for name in images]) if images else None
         except ImageError as error:

@@ -18,7 +18,7 @@ __all__ = ["records", "table"]
 
 _BLOCK = 2**20  # characters read at a time
 _LONGEST = 2**26  # characters of one row: a quotation mark that is missing must not read the whole file into memory
-_VERSION = 1
+_VERSION = 2
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -114,7 +114,8 @@ def table(path: Path, template: str, sha256: str, left_out: Collection[int] = ()
         left_out: Numbers of the rows to leave out.
 
     Returns:
-        Columns `number` (from 1, in the file), `id`, `images`, `turns` and `words`, as `rows.examine` gives them.
+        Columns `number` (from 1, in the file), `id`, `images`, `turns` and `words`, as `rows.examine` gives them, and
+        `before`: bytes of the first question, of which no text has more tokens.
 
     Raises:
         DataFormatError: the file is no JSON, or a row has a fault; the message names the row.
@@ -122,7 +123,7 @@ def table(path: Path, template: str, sha256: str, left_out: Collection[int] = ()
     import datasets
 
     texts = datasets.List(datasets.Value("string"))
-    whole = {"number": datasets.Value("int64"), "words": datasets.Value("int64"), "id": datasets.Value("string")}
+    whole = {name: datasets.Value("int64") for name in ("number", "words", "before")} | {"id": datasets.Value("string")}
     features = datasets.Features(whole | {"images": texts, "turns": datasets.List(texts)})
     made_from = [_VERSION, datasets.__version__, sha256, template, sorted(left_out)]
     folder = home() / "rows" / sha256_json(made_from)[:24]
@@ -172,4 +173,4 @@ def _checked(path: Path, template: str, left_out: frozenset[int]) -> Iterator[di
         row, findings = examine(record, template)
         if row is None:
             raise DataFormatError(f"{path} row {number}: {findings[0].text}")
-        yield {"number": number} | row
+        yield {"number": number, "before": len(row["turns"][0][0].encode())} | row

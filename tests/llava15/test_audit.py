@@ -14,8 +14,10 @@ from llava_ohd.llava15 import dataset
 from llava_ohd.llava15.audit import audit
 from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN, encode
 from llava_ohd.llava15.dataset import Pixels, TrainingRows, read_rows
+from llava_ohd.llava15.rows import examine
 from llava_ohd.llava15.tokenizer import load_tokenizer
 
+LLAMA = Path(__file__).parents[2].parent / "shared/data/tokenizers/llama"
 Made = Callable[..., tuple[TrainingRows, Any]]
 CAPTION = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a red ball"}]
 
@@ -146,3 +148,22 @@ def test_a_template_of_another_model_is_caught(made: Made, monkeypatch: pytest.M
     monkeypatch.setattr(dataset, "encode", other)
     with pytest.raises(StageFailed, match="trains, but the answer is 'naïve – 日本 🎉'; is --version right"):
         audit(examples, rows, "lora")
+
+
+def test_no_right_mask_is_taken_for_a_wrong_one(made: Made) -> None:
+    """Texts of every kind, with the real tokenizer: those of the golden cases."""
+    if not LLAMA.is_dir():
+        pytest.skip(f"the Llama tokenizer is not at {LLAMA}")
+    cases = json.loads((Path(__file__).parent / "cases/preprocessing.json").read_text(encoding="utf-8"))
+    for template, stage in (("plain", "projector"), ("v1", "lora")):
+        rows = [case["row"] for case in cases if case["template"] == template]
+        examples, table = made([row for row in rows if examine(row, template)[0]], template)
+        real = TrainingRows(template, load_tokenizer(LLAMA), examples.pixels, 16, 512)
+        assert audit(real, table, stage)[-1].startswith("trains: ")
+        for place, row in enumerate(table):
+            ids, labels = real.tokens(row["number"], row["turns"])
+            first = next(at for at, label in enumerate(labels) if label != IGNORE)
+            last_image = max((at for at, token in enumerate(ids) if token == IMAGE_TOKEN), default=0)
+            for longest in range(max(first, last_image) + 1, len(ids) + 1):  # cut at every place in an answer
+                cut = TrainingRows(template, load_tokenizer(LLAMA), examples.pixels, 16, longest)
+                audit(cut, table.select([place]), stage)

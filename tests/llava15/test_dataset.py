@@ -29,8 +29,15 @@ def test_rows_are_read_as_llava_reads_them(tmp_path: Path) -> None:
     asked = [{"from": "human", "value": "What is it?\n<image> "}, {"from": "gpt", "value": "A ball"}]
     rows = [{"id": 1, "image": "a.png", "conversations": [opening, *asked]}, {"id": "x", "conversations": TEXT}]
     assert read_rows(write(tmp_path, rows), "v1").to_list() == [
-        {"number": 1, "words": 7, "id": "1", "images": ["a.png"], "turns": [["<image>\nWhat is it?", "A ball"]]},
-        {"number": 2, "words": -5, "id": "x", "images": [], "turns": [["Is a ball red?", "No"]]},
+        {
+            "number": 1,
+            "words": 7,
+            "before": 19,
+            "id": "1",
+            "images": ["a.png"],
+            "turns": [["<image>\nWhat is it?", "A ball"]],
+        },
+        {"number": 2, "words": -5, "before": 14, "id": "x", "images": [], "turns": [["Is a ball red?", "No"]]},
     ]
 
 
@@ -154,8 +161,16 @@ def test_a_cut_never_goes_through_an_image(rows: TrainingRows, tmp_path: Path) -
     whole = rows.dataset(read_rows(file, "v1"))[0]
     image = whole["input_ids"].index(IMAGE_TOKEN)
     parts = (rows.template, rows.tokenizer, rows.pixels, rows.image_tokens)
-    cut = TrainingRows(*parts, longest=image + 17).dataset(read_rows(file, "v1"))[0]
-    assert cut["input_ids"] == whole["input_ids"][: image + 17]
+    cut = TrainingRows(*parts, longest=len(whole["input_ids"]) - 2).dataset(read_rows(file, "v1"))[0]
+    assert cut["input_ids"] == whole["input_ids"][:-2]
     assert len(cut["labels"]) == len(cut["input_ids"])
     with pytest.raises(DataFormatError, match=r"row 1: --model_max_length .* cuts through the image"):
-        TrainingRows(*parts, longest=image + 3).dataset(read_rows(file, "v1"))[0]
+        TrainingRows(*parts, longest=image + 3).dataset(read_rows(file, "v1"))
+
+
+def test_a_row_that_is_cut_before_its_first_answer_is_found_before_training(rows: TrainingRows, tmp_path: Path) -> None:
+    long = [{"from": "human", "value": "Is it red? " * 60}, {"from": "gpt", "value": "No"}]
+    table = read_rows(write(tmp_path, [{"conversations": TEXT}, {"conversations": long}]), "v1")
+    with pytest.raises(DataFormatError, match=r"row 2: --model_max_length 256 cuts it before its first answer"):
+        rows.dataset(table)
+    assert len(rows.dataset(table.select([0]))) == 1

@@ -224,7 +224,8 @@ def test_training_takes_the_verdicts(broken: Path, tiny_llama_dir: Path) -> None
     diagnose(looked, manifest, 1)
     with pytest.raises(DataFormatError, match=r"13 faulty rows, first row 2: image missing\.jpg does not exist"):
         left_out(looked, "error", manifest, broken / "run", said.append)
-    assert left_out(looked, "skip", manifest, broken / "run", said.append) == FAULTY
+    assert left_out(looked, "skip", manifest, broken / "other", said.append) == FAULTY
+    assert json.loads((broken / "other/data_manifest.json").read_text()) == json.loads(manifest.read_text())
     assert "19 rows, 7 images: 13 faulty rows" in said[0]
     other = Checks(looked.data_path, looked.image_folder, "v1", tiny_llama_dir, 16, longest=64)
     with pytest.raises(DataFormatError, match="model_max_length differ"):
@@ -235,6 +236,9 @@ def test_training_takes_the_verdicts(broken: Path, tiny_llama_dir: Path) -> None
     assert json.loads(own.read_text())["faulty_rows"] == 13
     (broken / "images/whole.png").rename(broken / "images/cut.png")
     assert left_out(looked, "skip", None, broken / "run", said.append) == FAULTY  # a run that goes on keeps its rows
+    diagnose(looked, manifest, 1)
+    with pytest.raises(DataFormatError, match=r"has 11 faulty rows, this run began with .*, which has 13"):
+        left_out(looked, "skip", manifest, broken / "run", said.append)
     (broken / "rows.json").write_text(json.dumps(ROWS[:3]))
     with pytest.raises(DataFormatError, match="data_sha256 differ"):
         left_out(looked, "skip", manifest, broken / "run", said.append)

@@ -51,6 +51,7 @@ def test_ids_and_labels_are_llavas(case: dict[str, Any], flavour: str, tokenizer
         assert [finding.kind for finding in findings] == [REFUSED[case["name"]]]
         return
     assert row is not None
+    assert theirs["words"] in (row["words"], None)
     ids, labels = encode(case["template"], row["turns"], tokenizer, image_tokens=1)
     longest = case.get("model_max_length", 2048)
     assert ids[:longest] == theirs["ids"]

@@ -33,7 +33,10 @@ def tokenizer(folder: Path, legacy: bool, longest: int) -> Any:
 
 
 def original(case: dict[str, Any], legacy: bool, folder: Path) -> dict[str, Any]:
-    """Returns what the original code makes of a case: `ids`, and `trained`, the spans [start, end) with labels."""
+    """Returns what the original code makes of a case: `ids`, `trained` (spans [start, end) with labels), `words`.
+
+    `words` is LLaVA's `modality_lengths`; its dataset takes no list of images.
+    """
     import torch
     from llava import conversation
     from llava.train import train
@@ -53,14 +56,16 @@ def original(case: dict[str, Any], legacy: bool, folder: Path) -> dict[str, Any]
     if isinstance(row.get("image"), list):  # 1.5 reads one image only; its preprocessing of the text takes several
         example = train.preprocess([copy.deepcopy(row["conversations"])], made, has_image=True)
         example = {"input_ids": example["input_ids"][0], "labels": example["labels"][0]}
+        words = None
     else:
         if "image" in row:
             Image.new("RGB", (4, 4)).save(folder / row["image"])
         (folder / "rows.json").write_text(json.dumps([row]))
-        example = train.LazySupervisedDataset(str(folder / "rows.json"), made, settings)[0]
+        dataset = train.LazySupervisedDataset(str(folder / "rows.json"), made, settings)
+        example, words = dataset[0], dataset.modality_lengths[0]
     batch = train.DataCollatorForSupervisedDataset(made)([example])
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-    return {"ids": ids, "trained": spans(ids, labels)}
+    return {"ids": ids, "trained": spans(ids, labels), "words": words}
 
 
 def spans(ids: list[int], labels: list[int]) -> list[list[int]]:
