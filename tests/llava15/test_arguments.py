@@ -86,9 +86,6 @@ BASE = "--model_name_or_path lm --vision_tower ours --data_path rows.json --imag
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("", "give either --tune_mm_mlp_adapter True"),
-        ("--tune_mm_mlp_adapter True --lora_enable True", "give either --tune_mm_mlp_adapter True"),
-        ("--lora_enable True --bits 4", "--bits 4: only 16"),
         ("--lora_enable True --version v0", "--version v0: only plain or v1"),
         ("--lora_enable True --mm_use_im_start_end True", "--mm_use_im_start_end True: only False"),
         ("--lora_enable True --image_aspect_ratio anyres", "only pad or square"),
