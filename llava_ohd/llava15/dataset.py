@@ -71,7 +71,7 @@ class Pixels:
     """
 
     def __init__(self, folder: Path, processor: Any, pad: bool, count: int | None) -> None:
-        self.source, self._processor = image_source(folder), processor
+        self.folder, self.source, self._processor = folder, image_source(folder), processor
         self._background = tower.mean_color(processor) if pad else None
         self.size = int(processor.crop_size["height"])
         small = count is not None and count * 12 * self.size**2 <= _SMALL

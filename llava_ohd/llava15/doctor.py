@@ -6,7 +6,7 @@ Outputs: a manifest with every finding and the digests of what was looked at (--
          --data_manifest; with --fix OUT also a training file without the faulty rows.
 Command: python -m llava_ohd.llava15.doctor --data_path llava_v1_5_mix665k.json --image_folder playground/data \\
              --model_name_or_path lmsys/vicuna-7b-v1.5 --policy report
-Cost:    about 5 ms of one core per image of 640 x 480; memory for the names of the images.
+Cost:    about 3 ms of one core per photo of 640 x 480; memory for the names of the images.
 
 A run that was killed goes on when the same command is given again.
 """

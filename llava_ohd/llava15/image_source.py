@@ -37,6 +37,14 @@ class ImageSource(Protocol):
         """
         ...
 
+    def size(self, name: str) -> int:
+        """Returns a number that another file under this name would hardly have: its bytes, as they are stored.
+
+        Raises:
+            ImageError: there is none.
+        """
+        ...
+
 
 def image_source(path: str | Path) -> ImageSource:
     """Opens a folder or an archive of images.
@@ -78,6 +86,16 @@ class Folder:
         if packed is None:
             raise ImageError(f"image {self.path / name} does not exist; check --image_folder")
         return packed[0].read(packed[1])
+
+    def size(self, name: str) -> int:
+        """Returns the bytes of a file; raises as `ImageSource.size`."""
+        try:
+            return (self.path / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            packed = self._packed(name)
+        if packed is None:
+            raise ImageError(f"image {self.path / name} does not exist; check --image_folder")
+        return packed[0].size(packed[1])
 
     def _packed(self, name: str) -> "tuple[Archive, str] | None":
         """Returns the archive that holds the image in place of a folder, and the name inside."""
@@ -140,6 +158,13 @@ class Archive:
         if method != _TAR and zlib.crc32(data) != check:
             raise ImageError(f"image {name} in {self.path} is damaged (check sum differs); copy the archive again")
         return data
+
+    def size(self, name: str) -> int:
+        """Returns the stored bytes of a member; raises as `ImageSource.size`."""
+        member = self._member(name)
+        if member is None:
+            raise ImageError(f"image {name} is not in {self.path}; check --image_folder")
+        return member[1]
 
     def _read(self, place: int, size: int, name: str) -> bytes:
         if self._file is None:

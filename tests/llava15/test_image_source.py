@@ -66,10 +66,12 @@ def test_every_kind_gives_the_same_bytes(source: ImageSource) -> None:
     for name in NAMES:
         assert name in source
         assert source.read(name) == content(name)
+    assert all(abs(source.size(name) - len(content(name))) < 20 for name in NAMES)
     assert pickle.loads(pickle.dumps(source)).read(NAMES[0]) == content(NAMES[0])
     assert "part0/none.png" not in source
-    with pytest.raises(ImageError, match=r"none\.png"):
-        source.read("part0/none.png")
+    for ask in (source.read, source.size):
+        with pytest.raises(ImageError, match=r"none\.png"):
+            ask("part0/none.png")
 
 
 def _read_many(source: ImageSource, wrong: "multiprocessing.Queue[int]") -> None:
@@ -94,6 +96,7 @@ def test_an_archive_stands_for_a_folder(tmp_path: Path) -> None:
     make_zip(folder / "coco/train2017.zip", zipfile.ZIP_STORED)
     source = image_source(folder)
     assert source.read("coco/train2017/part1/001.png") == content("part1/001.png")
+    assert source.size("coco/train2017/part1/001.png") == len(content("part1/001.png"))
     assert "coco/train2017/part1/none.png" not in source
     assert source.read("part0/000.png") == content("part0/000.png")
 
