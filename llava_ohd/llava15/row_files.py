@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.files import locked, sha256_json, storage_errors
+from llava_ohd.files import atomic_folder, locked, sha256_json, storage_errors
 from llava_ohd.home import home
 from llava_ohd.llava15.rows import examine
 
@@ -127,9 +127,8 @@ def table(path: Path, template: str, sha256: str, left_out: Collection[int] = ()
     features = datasets.Features(whole | {"images": texts, "turns": datasets.List(texts)})
     made_from = [_VERSION, datasets.__version__, sha256, template, sorted(left_out)]
     folder = home() / "rows" / sha256_json(made_from)[:24]
-    marker = folder / "dataset_info.json"
     with locked(folder.with_suffix(".made")):
-        if not marker.is_file():
+        if not folder.is_dir():
             _make(folder, path, template, frozenset(left_out), features)
     return datasets.load_from_disk(str(folder))
 
@@ -148,7 +147,8 @@ def _make(folder: Path, path: Path, template: str, left_out: frozenset[int], fea
                 cache_dir=str(scratch),
                 gen_kwargs={"path": path, "template": template, "left_out": left_out},
             )
-            rows.save_to_disk(str(folder))
+            with atomic_folder(folder) as temporary:
+                rows.save_to_disk(str(temporary))
         except DatasetGenerationError as error:
             cause = error.__cause__
             raise cause if isinstance(cause, DataFormatError | OSError) else error from None
