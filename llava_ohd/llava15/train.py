@@ -125,7 +125,8 @@ class Run:
             if not file.is_file():
                 continue
             if changed := differences(identity(read_json(file)), identity(self.record)):
-                _refuse_other_ranks(file, self.training.world_size)
+                if {line.split(" was ")[0] for line in changed} <= _OF_RANKS:
+                    raise ModelFormatError(_other_ranks(file, self.training.world_size))
                 raise ModelFormatError(
                     f"{file.parent} was made by another run: {'; '.join(changed[:4])}. Give the old values to go on, "
                     f"another --output_dir, or remove {self.folder} to start again"
@@ -248,6 +249,7 @@ class Run:
         self.say(f"registered as the model of encoder {name!r}")
 
 
+_OF_RANKS = {"world_size", "per_device_train_batch_size", "gradient_accumulation_steps"}
 _PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path", "image_folder")
 
 
@@ -259,19 +261,14 @@ def identity(record: dict[str, Any]) -> dict[str, Any]:
     return settings | digests | {"stage": record["stage"]}
 
 
-def _refuse_other_ranks(file: Path, ranks: int) -> None:
-    """Says what to do where a checkpoint was made by another number of ranks.
-
-    Raises:
-        ModelFormatError: it was.
-    """
+def _other_ranks(file: Path, ranks: int) -> str:
+    """Says what to do where a run goes on with another number of ranks."""
     before = read_json(file)["config"]["world_size"]
-    if before != ranks and file.parent.name.startswith("checkpoint-"):
-        raise ModelFormatError(
-            f"{file.parent} was made by {before} ranks, this run has {ranks}; optimiser and random states belong to "
-            f"ranks. Start {before} to go on (deepspeed --num_gpus {before}, torchrun --nproc-per-node {before}), or "
-            "give another --output_dir to start again"
-        )
+    return (
+        f"{file.parent} was made by {before} ranks, this run has {ranks} (or other batches): optimiser and random "
+        f"states belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, "
+        f"torchrun --nproc-per-node {before}), or give another --output_dir to start again"
+    )
 
 
 def _projector_sha256(start: Path, encoder: "Encoder") -> str:
@@ -317,7 +314,7 @@ def llava_config(base: Path, encoder: "Encoder", flags: dict[str, Any]) -> dict[
             "use_mm_proj": True,
             "image_aspect_ratio": flags["image_aspect_ratio"],
             "tune_mm_mlp_adapter": flags["tune_mm_mlp_adapter"],
-            "freeze_mm_mlp_adapter": flags["freeze_mm_mlp_adapter"],
+            "freeze_mm_mlp_adapter": flags.get("freeze_mm_mlp_adapter", False),
             "unfreeze_mm_vision_tower": False,
             "tokenizer_padding_side": "right",
             "tokenizer_model_max_length": flags["model_max_length"],

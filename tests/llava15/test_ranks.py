@@ -40,13 +40,11 @@ def two_ranks(folder: Path, jobs: list[dict[str, Any]]) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=580)
 
 
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., list[str]]) -> Path:
-    """Every job, and again from its checkpoint of the middle of the second epoch (`NAME-again`)."""
-    root = tmp_path_factory.mktemp("ranks")
-    jobs = []
-    for (stage, zero), name in zip(JOBS, NAMES, strict=True):
-        config = CHECKOUT / f"zero_configs/{zero}.json"
+def trained_twice(root: Path, command: Callable[..., list[str]], pairs: list[tuple[str, str]]) -> Path:
+    """Trains each stage under each ZeRO file, and again from its checkpoint of the middle of the second epoch."""
+    jobs: list[dict[str, Any]] = []
+    for stage, zero in pairs:
+        name, config = f"{stage}-{zero}", CHECKOUT / f"zero_configs/{zero}.json"
         more = ["--deepspeed", str(config), "--per_device_train_batch_size", "2", "--save_total_limit", "2"]
         jobs.append({"arguments": command(stage, root / name, *more), "start": None})
         again = command(stage, root / f"{name}-again", *more)
@@ -54,6 +52,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., list[
     done = two_ranks(root, jobs)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return root
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., list[str]]) -> Path:
+    """Every job, and again (`NAME-again`)."""
+    return trained_twice(tmp_path_factory.mktemp("ranks"), command, JOBS)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -75,6 +79,17 @@ def test_a_resumed_run_gives_the_same_losses_and_weights(name: str, ranks: Path)
     assert losses(ranks / f"{name}-again") == losses(ranks / name)
     ours, theirs = weights(ranks / f"{name}-again"), weights(ranks / name)
     assert all(torch.equal(ours[key], weight) for key, weight in theirs.items())
+
+
+@pytest.mark.slow
+def test_offload_gives_the_same_losses(
+    command: Callable[..., list[str]], trained: dict[str, Path], tmp_path: Path
+) -> None:
+    pairs = [(stage, zero) for stage in ("lora", "full") for zero in ("zero2_offload", "zero3_offload")]
+    root = trained_twice(tmp_path, command, pairs)
+    for stage, zero in pairs:
+        assert losses(root / f"{stage}-{zero}") == pytest.approx(losses(trained[stage]), abs=1e-5)
+        assert losses(root / f"{stage}-{zero}-again") == losses(root / f"{stage}-{zero}")
 
 
 def test_ranks_with_and_without_images_do_not_wait_for_each_other(training_data: Path) -> None:

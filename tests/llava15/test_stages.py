@@ -28,6 +28,7 @@ from llava_ohd.records import Question
 from tests.llava15.conftest import CHECKOUT, STAGES, losses
 from tests.llava15.test_ranks import poisoned
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none"}
 BASE = "--model_name_or_path lm --vision_tower ours --data_path rows.json --image_folder images --output_dir out"
 
@@ -131,7 +132,7 @@ def test_without_bitsandbytes_the_remedy_is_named(monkeypatch: pytest.MonkeyPatc
 def test_every_checkpoint_answers(stage: str, trained: dict[str, Path], training_data: Path) -> None:
     for folder in (trained[stage], *sorted(trained[stage].glob("checkpoint-*"))):
         answerer, encoder = load(model_dir.read(folder), training_data)
-        assert [a.id for a in answerer.answer([Question("q", "05.png", "Is there a box?")], 3)] == ["q"]
+        assert [a.question_id for a in answerer.answer([Question("q", "05.png", "Is there a box?")], 3)] == ["q"]
         assert encoder.digest == model_dir.read(folder).encoder["digest"]
     assert len(losses(trained[stage])) == 12
     assert losses(trained[stage])[-1] < losses(trained[stage])[0]
@@ -157,7 +158,7 @@ def test_merged_is_adapter(stage: str, trained: dict[str, Path], encoder: tower.
     beside = build(tiny_llama_dir, encoder)
     model_dir.load_projector(beside, projector_of(folder.path), folder.path)
     adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny_llama_dir), folder.path)
-    beside.model.language_model = adapted.base_model.model.model
+    beside.model.language_model.layers = adapted.base_model.model.model.layers
     ids = torch.tensor([[1, *[-200] * 16, 5, 6]])
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -26,7 +26,7 @@ class Runs:
 
     def __init__(self, folder: Path, command: Callable[..., list[str]]) -> None:
         self.folder, self.home, self._command = folder, folder / "home", command
-        self._environment = os.environ | {
+        self.environment = os.environ | {
             "LLAVA_OHD_HOME": str(self.home),
             "LLAVA_OHD_PROGRESS": str(folder / "progress.json"),
             "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
@@ -50,7 +50,7 @@ class Runs:
         }[launcher]
         zero = ["--deepspeed", str(CHECKOUT / "zero_configs/zero2.json")]
         command = [*start, SCRIPT, *self.arguments(stage, out), *zero]
-        environment = self._environment
+        environment = self.environment
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=600)
 
 
@@ -135,3 +135,21 @@ def test_a_projector_of_another_encoder_is_refused(
     arguments = [*made.arguments("lora", "other"), "--vision_tower", str(tmp_path / "other")]
     with pytest.raises(ModelFormatError, match="run stage projector for this encoder"):
         train(arguments)
+
+
+@pytest.mark.slow
+def test_the_slurm_file_trains(runs: tuple[Runs, str, str], tmp_path: Path) -> None:
+    """With stand-ins for `srun`, which would start the line on every node, and `scontrol`, which names the nodes."""
+    made, _, _ = runs
+    for name, line in (("srun", 'exec "$@"'), ("scontrol", "echo 127.0.0.1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"JOB_ID": "9641", "NNODES": "1", "GPUS_ON_NODE": "2", "CPUS_PER_TASK": "2", "JOB_NODELIST": "node1"}
+    environment = made.environment | {f"SLURM_{name}": value for name, value in job.items()}
+    environment["PATH"] = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment.pop("OMP_NUM_THREADS")
+    zero = ["--deepspeed", "zero_configs/zero2.json"]
+    command = ["bash", "scripts/finetune_llava.sbatch", *made.arguments("projector", "slurm"), *zero]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=CHECKOUT, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(made.folder / "slurm") == losses(made.folder / "projector")
