@@ -25,7 +25,7 @@ LAYERS |= dict.fromkeys(("answering", "explain", "probes", "world", "report"), 2
 COMMANDS = ("scripts", "eval", "benchmarks")
 
 CORE = {"torch", "transformers", "safetensors", "PIL", "numpy", "huggingface_hub"}  # the last two come with the others
-TRAIN = {"accelerate", "datasets", "httpx2", "inflect", "peft", "sentencepiece", "tokenizers"}
+TRAIN = {"accelerate", "datasets", "httpx2", "inflect", "peft", "sentencepiece", "tokenizers", "yaml"}
 EVAL = {"jinja2", "matplotlib", "scipy"}
 LIBRARIES: dict[int, set[str]] = {0: set(), 1: CORE, 2: CORE | TRAIN | EVAL}
 INSIDE_FUNCTIONS = {0: {"nltk", "spacy"}, 1: {"llava"}, 2: {"deepspeed", "bitsandbytes"}}

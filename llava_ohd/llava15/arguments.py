@@ -49,11 +49,13 @@ class ModelArguments:
 class DataArguments:
     """What it trains on."""
 
-    data_path: Path = field(metadata=helps("training json in LLaVA's format"))
-    image_folder: Path = field(metadata=helps("folder that image names are relative to"))
+    data_path: Path = field(metadata=helps("training file, .json or .jsonl: LLaVA's format, or messages"))
+    image_folder: Path = field(metadata=helps("folder, .zip or .tar that image names are relative to"))
     image_aspect_ratio: str = field(default="square", metadata=helps("pad: to a square; square: crop the centre"))
     lazy_preprocess: bool = field(default=True, metadata=helps("without effect: rows are always read when needed"))
     is_multimodal: bool = field(default=True, metadata=helps("without effect: always so"))
+    data_policy: str = field(default="error", metadata=helps("a faulty row: error ends the run, skip leaves it out"))
+    data_manifest: Path | None = field(default=None, metadata=helps("verdicts of python -m llava_ohd.llava15.doctor"))
 
 
 @dataclass
@@ -93,6 +95,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "mm_use_im_start_end": (False,),
     "mm_use_im_patch_token": (False,),
     "image_aspect_ratio": ("pad", "square"),
+    "data_policy": ("error", "skip"),
     "lora_bias": ("none",),
     "bits": (16, 4, 8),
     "quant_type": ("nf4", "fp4"),
@@ -177,9 +180,8 @@ def flags(model: ModelArguments, data: DataArguments, training: TrainingArgument
     Models, data and encoder are named here; their digests are recorded beside.
     """
     record = {field.name: getattr(model, field.name) for field in fields(model) if field.name != "freeze_backbone"}
-    record |= {
-        key: str(value) for key, value in asdict(data).items() if key not in ("lazy_preprocess", "is_multimodal")
-    }
+    idle = ("lazy_preprocess", "is_multimodal", "data_manifest")
+    record |= {key: str(value) for key, value in asdict(data).items() if key not in idle}
     names = [*_TRAINING, *(_LORA if training.lora_enable else ()), *(_QUANTIZED if training.bits != 16 else ())]
     record |= {name: getattr(training, name) for name in names}
     record |= {name: getattr(record[name], "value", record[name]) for name in ("lr_scheduler_type", "optim")}

@@ -6,18 +6,19 @@ v1      <s>SYSTEM USER: <image>\\nQUESTION ASSISTANT: ANSWER</s>USER: ... stage 
 The ids are those of LLaVA's own preprocessing: the text between two special tokens is tokenised on its own, `<image>`
 stands for one token per patch. The mask is found otherwise. LLaVA tokenises each round again, subtracts constants and
 drops the row where the sums disagree ("tokenization mismatch (ignored)"); here a conversation is built turn by turn,
-and what precedes an answer is checked to be a prefix of what includes it.
+and what precedes an answer is checked to be a prefix of what includes it. Of the rows that LLaVA drops, those that
+merely quote " ASSISTANT: " train here; those with an empty question or a control token in a text are refused.
 
 Source: haotian-liu/LLaVA conversation.py, train/train.py `preprocess_v1` and `preprocess_plain`, mm_utils.py
 `tokenizer_image_token` @ c121f04.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llava_ohd.errors import DataFormatError
 
-__all__ = ["IGNORE", "IMAGE", "IMAGE_TOKEN", "SYSTEM", "TEMPLATES", "encode", "encode_question"]
+__all__ = ["CONTROL", "IGNORE", "IMAGE", "IMAGE_TOKEN", "SYSTEM", "TEMPLATES", "encode", "encode_question"]
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -29,6 +30,8 @@ IMAGE_TOKEN = -200
 IGNORE = -100
 """Label of a token that is not trained."""
 TEMPLATES = ("plain", "v1")
+CONTROL = ("<s>", "</s>", "<unk>")
+"""What LLaVA's tokenizer turns into begin, end and padding tokens wherever a text has it."""
 
 
 def encode(
@@ -46,12 +49,15 @@ def encode(
         Token ids, and as many labels: the token itself where it is trained, else `IGNORE`.
 
     Raises:
-        DataFormatError: no turns, an empty answer, another template, or `plain` without exactly one turn with an image.
+        DataFormatError: no turns, an empty question or answer, a control token in a text, another template, or `plain`
+            without exactly one turn with an image.
     """
     if template not in TEMPLATES:
         raise DataFormatError(f"conversation template {template!r} is unknown; choose one of {', '.join(TEMPLATES)}")
-    if not turns or not all(answer for _, answer in turns):
-        raise DataFormatError("a conversation needs at least one turn, and text in every answer")
+    if not turns or not all(human and answer for human, answer in turns):
+        raise DataFormatError("a conversation needs at least one turn, and text in every question and answer")
+    if found := [token for token in CONTROL if any(token in text for turn in turns for text in turn)]:
+        raise DataFormatError(f"a text has {found[0]}, which is a control token of Llama; write it otherwise")
     build = _plain if template == "plain" else _v1
     return build(turns, tokenizer, image_tokens)
 
@@ -69,6 +75,19 @@ def encode_question(prompt: str, tokenizer: Any, image_tokens: int = 0) -> list[
     return [tokenizer.bos_token_id, *_tokenize([_asked(0, prompt)], tokenizer, image_tokens)[0]]
 
 
+def _after_end(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
+    """Returns what tokenises texts that follow an end token."""
+    if hasattr(tokenizer, "after_end"):
+        own: Callable[[list[str]], list[list[int]]] = tokenizer.after_end
+        return own
+    end = tokenizer.eos_token
+
+    def after_end(texts: list[str]) -> list[list[int]]:
+        return [ids[1:] for ids in tokenizer([end + text for text in texts], add_special_tokens=False)["input_ids"]]
+
+    return after_end
+
+
 def _asked(index: int, human: str) -> str:
     return f"{'' if index else SYSTEM + ' '}USER: {human} ASSISTANT:"
 
@@ -76,7 +95,10 @@ def _asked(index: int, human: str) -> str:
 def _v1(turns: Sequence[tuple[str, str]], tokenizer: Any, image_tokens: int) -> tuple[list[int], list[int]]:
     asked = [_asked(index, human) for index, (human, _) in enumerate(turns)]
     whole = [f"{text} {answer}" for text, (_, answer) in zip(asked, turns, strict=True)]
-    pieces = _tokenize([*asked, *whole], tokenizer, image_tokens)
+    first = _tokenize([asked[0], whole[0]], tokenizer, image_tokens)
+    later = _tokenize([*asked[1:], *whole[1:]], tokenizer, image_tokens, after_end=True)
+    rest = len(turns) - 1
+    pieces = [first[0], *later[:rest], first[1], *later[rest:]]
     ids, labels = [tokenizer.bos_token_id], [IGNORE]
     for before, turn in zip(pieces[: len(turns)], pieces[len(turns) :], strict=True):
         if turn[: len(before)] != before:
@@ -98,14 +120,15 @@ def _plain(turns: Sequence[tuple[str, str]], tokenizer: Any, image_tokens: int) 
     return before + caption, [IGNORE] * len(before) + caption
 
 
-def _tokenize(texts: list[str], tokenizer: Any, image_tokens: int) -> list[list[int]]:
+def _tokenize(texts: list[str], tokenizer: Any, image_tokens: int, after_end: bool = False) -> list[list[int]]:
     """Tokenises each text, without begin and end tokens; the parts around an image on their own, as LLaVA does."""
     parts = [text.split(IMAGE) for text in texts]
-    flat = [part for row in parts for part in row]
-    pieces = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"])
+    flat = [part for row in parts for part in row[after_end:]]
+    pieces = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"] if flat else [])
+    starts = iter(_after_end(tokenizer)([row[0] for row in parts]) if after_end and parts else [])
     rows = []
     for row in parts:
-        ids = list(next(pieces))
+        ids = list(next(starts if after_end else pieces))
         for _ in row[1:]:
             ids += [IMAGE_TOKEN] * image_tokens + next(pieces)
         rows.append(ids)

@@ -3,15 +3,17 @@
     [{"id": "000001", "image": "train/000001.png", "conversations": [{"from": "human", "value": "<image>\\nA ball?"},
                                                                      {"from": "gpt", "value": "Yes"}, ...]}, ...]
 
-A row without "image" is text only.
-The whole file is checked before the first step, and every error names the row (counted from 1). Rows are tokenised when
-a batch asks for them. Pixels of a small set stay in memory, each image once.
+Formats: rows.py. The whole file is checked before the first step, and every error names the row (counted from 1). Rows
+lie in a table on disk and are tokenised when a batch asks for them. Pixels of a small set stay in memory.
 
 Source: haotian-liu/LLaVA train/train.py `LazySupervisedDataset`, `preprocess_multimodal` @ c121f04.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,80 +21,57 @@ import torch
 
 from llava_ohd import tower
 from llava_ohd.errors import DataFormatError, ImageError
-from llava_ohd.files import read_jsonl
-from llava_ohd.llava15.conversation import IGNORE, IMAGE, IMAGE_TOKEN, encode
+from llava_ohd.files import sha256_file
+from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN, encode
+from llava_ohd.llava15.image_source import image_source
+from llava_ohd.llava15.row_files import records, table
 
-__all__ = ["Batches", "Pixels", "TrainingRows", "read_rows"]
+__all__ = ["Batches", "Pixels", "TrainingRows", "distinct_images", "read_rows"]
 
 _SMALL = 2**29  # bytes of pixels that a process keeps: 10,000 images of 64 pixels, 400 of 336
+_TEMPLATE = 64  # tokens that a template adds to the first question, at most: 46 of v1
+_FEW = 20_000  # rows up to which it is worth counting the images
 
 
-def read_rows(path: Path, template: str) -> list[dict[str, Any]]:
-    """Reads and checks a training json.
+def read_rows(path: Path, template: str, left_out: Collection[int] = ()) -> Any:
+    """Reads and checks a training file.
+
+    Args:
+        path: A .json or .jsonl file.
+        template: `plain` or `v1`.
+        left_out: Numbers of rows that are not to be trained.
 
     Returns:
-        Per row `number` (from 1), `image` (file name or None), and `turns`: pairs of what the human says and what the
-        assistant answers. `<image>` stands at the beginning of the turn that had it, as LLaVA moves it.
+        A `datasets.Dataset` on disk with the columns `number` (from 1), `id`, `images` (file names), `turns` (pairs of
+        what the human says and what the assistant answers; `<image>` at the beginning of a turn that had one, as LLaVA
+        moves it), `words` (the length as LLaVA counts it, negative for rows of text only) and `before` (bytes of the
+        first question).
 
     Raises:
-        DataFormatError: missing, empty, not JSON, or a row that is not as described above; the message names the row.
+        DataFormatError: missing, empty, not JSON, or a row with a fault; the message names the row.
     """
-    rows = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        where = f"{path} row {number}"
-        image, turns = _image(row, where), _turns(row, where)
-        marks = [human.count(IMAGE) for human, _ in turns]
-        if any(IMAGE in answer for _, answer in turns) or sum(marks) != (image is not None):
-            raise DataFormatError(
-                f"{where} has {sum(marks)} {IMAGE} in what the human says and "
-                f"{'an image' if image else 'no image'}; a row with an image needs exactly one, and answers none"
-            )
-        if template == "plain" and (image is None or len(turns) != 1):
-            raise DataFormatError(f"{where}: template plain takes an image and one caption; else use --version v1")
-        rows.append({"number": number, "image": image, "turns": [[_image_first(h), a] for h, a in turns]})
-    return rows
+    for _ in records(path):  # a missing or empty file has no digest worth speaking of
+        break
+    return table(path, template, sha256_file(path), left_out)
 
 
-def _image(row: dict[str, Any], where: str) -> str | None:
-    image = row.get("image")
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
-    if image is not None and not (isinstance(image, str) and image):
-        raise DataFormatError(f"{where}: image is {image!r}; one file name is expected, or no image at all")
-    return image
-
-
-def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
-    said = row.get("conversations")
-    if not isinstance(said, list) or not all(isinstance(part, dict) for part in said):
-        raise DataFormatError(f"{where} has no list 'conversations' of {{from, value}}; its keys are {sorted(row)}")
-    speakers = [part.get("from") for part in said]
-    if speakers[:1] == ["gpt"]:  # LLaVA skips an opening that is not from the human
-        said, speakers = said[1:], speakers[1:]
-    if not said or speakers != ["human", "gpt"] * (len(said) // 2):
-        raise DataFormatError(f"{where}: 'from' reads {speakers}; human and gpt in turn are expected")
-    values = [part.get("value") for part in said]
-    if not all(isinstance(value, str) for value in values) or not all(values[1::2]):
-        raise DataFormatError(f"{where}: every 'value' must be text, and an answer must not be empty")
-    return list(zip(values[::2], values[1::2], strict=True))
-
-
-def _image_first(human: str) -> str:
-    return f"{IMAGE}\n{human.replace(IMAGE, '').strip()}".strip() if IMAGE in human else human
+def distinct_images(rows: Any) -> int | None:
+    """Returns the number of distinct images; None where they are too many to be kept in memory anyway."""
+    return len(set(chain.from_iterable(rows["images"]))) if len(rows) <= _FEW else None
 
 
 class Pixels:
     """Preprocessed images, read once each where the set is small.
 
     Args:
-        folder: Image names are relative to it.
+        folder: Image names are relative to it; also a zip or tar file (image_source.py).
         processor: CLIP image processor of the encoder.
         pad: Pad to a square with the mean colour first (`--image_aspect_ratio pad`); else the centre is cropped.
         count: Number of distinct images, to decide whether they are kept in memory; None keeps none.
     """
 
     def __init__(self, folder: Path, processor: Any, pad: bool, count: int | None) -> None:
-        self.folder, self._processor = folder, processor
+        self.folder, self.source, self._processor = folder, image_source(folder), processor
         self._background = tower.mean_color(processor) if pad else None
         self.size = int(processor.crop_size["height"])
         small = count is not None and count * 12 * self.size**2 <= _SMALL
@@ -106,7 +85,7 @@ class Pixels:
         """
         if self._kept is not None and name in self._kept:
             return self._kept[name]
-        image = tower.open_image(self.folder / name)
+        image = tower.open_image(self.source.path / name, BytesIO(self.source.read(name)))
         if self._background is not None:
             image = tower.pad_to_square(image, self._background)
         pixels = self._processor(image, return_tensors="pt")["pixel_values"][0]
@@ -133,38 +112,72 @@ class TrainingRows:
     image_tokens: int
     longest: int
 
-    def dataset(self, rows: list[dict[str, Any]]) -> Any:
-        """Returns a `datasets.Dataset` that yields examples; missing image files are found here, before training.
+    def dataset(self, rows: Any) -> Any:
+        """Returns a `datasets.Dataset` that yields examples.
+
+        Image files that are missing, and rows that are too long to train at all, are found here, before training.
+
+        Args:
+            rows: What `read_rows` returns.
 
         Raises:
             ImageError: an image file does not exist; the message names the first row.
+            DataFormatError: of a row nothing is left to train where it is cut, or it is cut through an image.
         """
-        import datasets
 
-        seen: set[str | None] = {None}
-        for row in rows:
-            if row["image"] not in seen and not (self.pixels.folder / row["image"]).is_file():
-                file = self.pixels.folder / row["image"]
-                raise ImageError(f"row {row['number']}: image {file} does not exist; check --image_folder")
-            seen.add(row["image"])
-        return datasets.Dataset.from_list(rows).with_transform(self)
+        @lru_cache(2**16)
+        def exists(name: str) -> bool:
+            return name in self.pixels.source
+
+        place = 0
+        for batch in rows.select_columns(["number", "images", "before"]).iter(1000):
+            for number, images, before in zip(batch["number"], batch["images"], batch["before"], strict=True):
+                for name in images:
+                    if not exists(name):
+                        file = self.pixels.source.path / name
+                        raise ImageError(f"row {number}: image {file} does not exist; check --image_folder")
+                if len(images) > 1 or before + len(images) * self.image_tokens + _TEMPLATE > self.longest:
+                    self._trained_tokens(number, rows[place]["turns"])
+                place += 1
+        return rows.with_transform(self)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Maps columns `number, image, turns` to `number, input_ids, labels, pixel_values`."""
-        examples = [self._example(*row) for row in zip(batch["number"], batch["image"], batch["turns"], strict=True)]
+        """Maps columns `number, images, turns` to `number, input_ids, labels, pixel_values`.
+
+        `pixel_values` is (N, 3, H, W) for the N images of a row, None where it has none.
+        """
+        examples = [self._example(*row) for row in zip(batch["number"], batch["images"], batch["turns"], strict=True)]
         return {key: [example[key] for example in examples] for key in examples[0]}
 
-    def _example(self, number: int, image: str | None, turns: list[tuple[str, str]]) -> dict[str, Any]:
+    def tokens(self, number: int, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """Returns token ids and labels of a row, cut at `longest`.
+
+        Raises:
+            DataFormatError: the row cannot be tokenised, or is cut in the middle of an image.
+        """
         try:
             ids, labels = encode(self.template, turns, self.tokenizer, self.image_tokens)
-            pixels = None if image is None else self.pixels(image)
-        except ImageError as error:
-            raise ImageError(f"row {number}: {error}") from None
         except DataFormatError as error:
             raise DataFormatError(f"row {number}: {error}") from None
         if IMAGE_TOKEN in ids[self.longest :]:
             raise DataFormatError(f"row {number}: --model_max_length {self.longest} cuts through the image; raise it")
-        ids, labels = ids[: self.longest], labels[: self.longest]
+        return ids[: self.longest], labels[: self.longest]
+
+    def _trained_tokens(self, number: int, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        ids, labels = self.tokens(number, turns)
+        if all(label == IGNORE for label in labels):
+            raise DataFormatError(
+                f"row {number}: --model_max_length {self.longest} cuts it before its first answer, so that nothing "
+                "of it would train; raise it, or give --data_policy skip"
+            )
+        return ids, labels
+
+    def _example(self, number: int, images: list[str], turns: list[tuple[str, str]]) -> dict[str, Any]:
+        ids, labels = self._trained_tokens(number, turns)
+        try:
+            pixels = torch.stack([torch.as_tensor(self.pixels(name)) for name in images]) if images else None
+        except ImageError as error:
+            raise ImageError(f"row {number}: {error}") from None
         return {"number": number, "input_ids": ids, "labels": labels, "pixel_values": pixels}
 
 
@@ -187,9 +200,12 @@ class Batches:
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns `input_ids`, `labels`, `attention_mask` (B, L), `pixel_values` (images, 3, H, W), `numbers` (B)."""
         rows = [(example["input_ids"], example["labels"], len(example["input_ids"])) for example in examples]
-        pixels = [example["pixel_values"] for example in examples if example["pixel_values"] is not None]
+        found = [
+            torch.as_tensor(example["pixel_values"]) for example in examples if example["pixel_values"] is not None
+        ]
+        pixels = [images.reshape(-1, *images.shape[-3:]) for images in found]  # one image may come as (3, H, W)
         if not pixels:
-            pixels = [torch.zeros(3, self.image_size, self.image_size)]
+            pixels = [torch.zeros(1, 3, self.image_size, self.image_size)]
             ids, labels, seen = rows[0]
             hidden = [IMAGE_TOKEN] * self.image_tokens
             rows[0] = (ids + hidden, labels + [IGNORE] * len(hidden), seen)
@@ -198,6 +214,6 @@ class Batches:
             "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _, _ in rows]),
             "labels": torch.tensor([labels + [IGNORE] * (longest - len(labels)) for _, labels, _ in rows]),
             "attention_mask": torch.tensor([[1] * seen + [0] * (longest - seen) for _, _, seen in rows]),
-            "pixel_values": torch.stack([p if isinstance(p, torch.Tensor) else torch.tensor(p) for p in pixels]),
+            "pixel_values": torch.cat(pixels),
             "numbers": [example["number"] for example in examples],
         }

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ohd.errors import ModelFormatError
-from llava_ohd.files import read_json, read_jsonl, sha256_file, sha256_json, storage_errors, write_json
-from llava_ohd.llava15.flags import check_paths, separated, translate
+from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
+from llava_ohd.llava15.flags import check_paths, prepare, translate
 from llava_ohd.results import differences
 from llava_ohd.training.launch import has_gpu, prepare_deepspeed, quiet, said_once
 
@@ -45,7 +45,7 @@ def train(arguments: list[str], description: str = "") -> Path | None:
         LlavaOhdError: any of its kinds; the message says what mends it.
     """
     with said_once():
-        arguments = separated(arguments)
+        arguments, prepared = prepare(arguments)
         check_paths(arguments)
         cuda = has_gpu()
         arguments, notes = translate(arguments, cuda)
@@ -55,7 +55,7 @@ def train(arguments: list[str], description: str = "") -> Path | None:
 
         parsed = parse(arguments, description)
         run = Run(*parsed)
-        for note in notes:
+        for note in [*prepared, *notes]:
             run.say(note)
         run.go()
         return run.folder if run.first else None
@@ -134,19 +134,26 @@ class Run:
 
     def _trainer(self) -> "LlavaTrainer":
         from llava_ohd import tower
-        from llava_ohd.llava15.dataset import Batches, Pixels, TrainingRows, read_rows
+        from llava_ohd.llava15.audit import audit
+        from llava_ohd.llava15.data_policy import left_out
+        from llava_ohd.llava15.dataset import Batches, Pixels, TrainingRows, distinct_images, read_rows
+        from llava_ohd.llava15.examination import Checks
         from llava_ohd.llava15.model import image_tokens
         from llava_ohd.llava15.tokenizer import load_tokenizer
         from llava_ohd.llava15.trainer import LlavaTrainer
 
-        rows = read_rows(self.data.data_path, self.model.version)
+        patches, places = image_tokens(self.encoder), (self.data.data_path, self.data.image_folder)
+        checks = Checks(*places, self.model.version, self.base, patches, self.training.model_max_length)
+        skipped = left_out(checks, self.data.data_policy, self.data.data_manifest, self.folder, self.say)
+        rows = read_rows(self.data.data_path, self.model.version, skipped)
         processor = tower.load_processor(self.encoder.path)
         pad = self.data.image_aspect_ratio == "pad"
-        pixels = Pixels(self.data.image_folder, processor, pad, len({row["image"] for row in rows}))
-        patches = image_tokens(self.encoder)
+        pixels = Pixels(self.data.image_folder, processor, pad, distinct_images(rows))
         tokenizer = load_tokenizer(self.base)
         examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
         dataset = examples.dataset(rows)
+        for line in audit(examples, rows, self.training.stage):
+            self.say(line)
         return LlavaTrainer(
             model=self._model(),
             args=self.training,
@@ -155,7 +162,7 @@ class Run:
             write=self._write,
             fingerprint=self.fingerprint,
             ids=self._ids,
-            lengths=[_words(row) for row in rows],
+            lengths=rows["words"][:],
         )
 
     def _model(self) -> Any:
@@ -217,8 +224,10 @@ class Run:
             write(folder, weights, self.record, llava_config(self.base, self.encoder, self.record["config"]))
 
     def _ids(self, numbers: list[int]) -> list[Any]:
-        rows = read_jsonl(self.data.data_path)
-        return [rows[number - 1].get("id") for number in numbers]
+        from llava_ohd.llava15.row_files import records
+
+        found = {number: row.get("id") for number, row in records(self.data.data_path) if number in numbers}
+        return [found[number] for number in numbers]
 
     def _register(self) -> None:
         from llava_ohd import tower
@@ -260,12 +269,6 @@ def _other_ranks(file: Path, ranks: int) -> str:
         f"states belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, "
         f"torchrun --nproc-per-node {before}), or give another --output_dir to start again"
     )
-
-
-def _words(row: dict[str, Any]) -> int:
-    """Length of a row as LLaVA counts it: words, negative for rows of text only."""
-    words = sum(len(text.split()) for turn in row["turns"] for text in turn)
-    return words if row["image"] is not None else -words
 
 
 def _projector_sha256(start: Path, encoder: "Encoder") -> str:

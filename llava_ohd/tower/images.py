@@ -5,7 +5,7 @@ Source: LLaVA mm_utils.py `expand2square`, `process_images` @ c121f04.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from PIL import Image, UnidentifiedImageError
 
@@ -32,8 +32,12 @@ _TORCHVISION = {"BaseImageProcessorFast", "TorchvisionBackend"}
 """Base classes, in transformers 4.4x to 4.57 and 5.x, of the image processors that do not use Pillow."""
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, content: BinaryIO | None = None) -> Image.Image:
     """Reads an image file completely.
+
+    Args:
+        path: The file; only a name for messages where `content` is given.
+        content: Its bytes, where they do not lie in a file of their own.
 
     Returns:
         The image in mode RGB.
@@ -42,7 +46,7 @@ def open_image(path: str | Path) -> Image.Image:
         ImageError: missing, truncated, or no image; the message gives the path.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(content or path) as image:
             return image.convert("RGB")
     except FileNotFoundError:
         raise ImageError(f"image {path} does not exist; check the image folder that was given") from None

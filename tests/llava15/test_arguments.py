@@ -47,6 +47,7 @@ def test_llavas_pretrain_command_parses() -> None:
         "--warmup_ratio",
         "--tf32",
         "--gradient_checkpointing",
+        "--lazy_preprocess",
         "--use_cpu True",
     ]
     assert (model.version, model.mm_vision_select_layer, model.tune_mm_mlp_adapter) == ("plain", -2, True)

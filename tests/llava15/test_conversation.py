@@ -100,7 +100,7 @@ def test_runs_of_spaces_are_tokenised_by_score(real: SentencePieceTokenizer) -> 
     [
         ("v2", TURNS["one"], "template 'v2' is unknown"),
         ("v1", [], "at least one turn"),
-        ("v1", [("Is there a ball?", "")], "text in every answer"),
+        ("v1", [("Is there a ball?", "")], "text in every question and answer"),
         ("plain", TURNS["two"], "one turn"),
         ("plain", [("no image", "a ball")], "one turn"),
     ],
@@ -114,7 +114,7 @@ def test_conversations_without_a_mask_are_refused(
 
 def test_a_tokenizer_that_merges_across_the_answer_is_refused() -> None:
     class Whole:
-        bos_token_id, eos_token_id = 1, 2
+        bos_token_id, eos_token_id, eos_token = 1, 2, "</s>"
 
         def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
             return {"input_ids": [[3 + len(text)] for text in texts]}
