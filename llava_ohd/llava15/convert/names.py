@@ -7,9 +7,9 @@
 | tower          | `vision_model.…`              | `vision_tower.vision_model.…`                            |
 
 LLaVA's whole checkpoints have `model.mm_projector.…` and, where they hold a tower, `model.vision_tower.vision_tower.…`.
-HF's are also read as transformers 5 stores them (`model.language_model.…`, `model.vision_tower.encoder.…`), and as
-its Trainer does under ZeRO-3 (`language_model.model.model.…`). Written are only those of llava-hf, which transformers 4.37
-to 5, vLLM and the rest read.
+HF's are also read as transformers 5 stores them (`model.language_model.…`, `model.vision_tower.encoder.…`), and as its
+Trainer does under ZeRO-3 (`language_model.model.model.…`). Only those of llava-hf are written: transformers 4.37 to 5,
+vLLM and the rest read them.
 """
 
 import re

@@ -116,6 +116,8 @@ def compare(
     pairs = list(zip(before, after, strict=True))
     unlike = sum(old.ids != new.ids for old, new in pairs)
     rows = [Row("prompt ids", unlike, 0, f"{len(before[0].ids)} tokens"), _largest("pixels", pairs, 0)]
+    if unlike:
+        return rows  # everything else depends on them
     worst = 0.0
     for what, precision in zip(("features", "projected", "logits"), precisions, strict=True):
         worst = max(worst, precision)

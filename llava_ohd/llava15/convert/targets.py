@@ -16,12 +16,13 @@ from llava_ohd.llava15.convert.names import Place, hf_name
 from llava_ohd.llava15.convert.parts import Parts
 from llava_ohd.llava15.convert.shards import write_shards
 from llava_ohd.llava15.convert.tokenizer_files import pieces_of, write_for_hf, write_for_llava
+from llava_ohd.llava15.convert.towers import BESIDE, digest
 from llava_ohd.llava15.convert.vocabulary import ADDED, extended, rows_for
 from llava_ohd.results import versions
-from llava_ohd.tower.weights import tower_digest
 
 __all__ = ["CHAT_TEMPLATE", "write_hf", "write_llava", "write_projector"]
 
+_FORMAT = 1  # of ohd.json
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ '" + SYSTEM.replace("'", "\\'") + " ' }}{% endif %}"
     "{% for message in messages %}"
@@ -88,7 +89,7 @@ def write_hf(parts: Parts, folder: Path, max_bytes: int) -> None:
         for name, stored in group.items()
     }
     sums = write_shards(folder, tensors, max_bytes)
-    encoder = _known_encoder(parts) or {"path": "", "digest": _digest(parts), "name": "inside"}
+    encoder = _known_encoder(parts) or {"path": "", "digest": digest(parts.tower), "name": "inside"}
     made = {"vocabulary": parts.text["vocab_size"], "encoder": encoder}
     _write_record(folder, parts, made | {"weights": sums}, kind=KIND)
 
@@ -113,7 +114,7 @@ def write_llava(parts: Parts, folder: Path, final: Path, max_bytes: int) -> None
         )
     write_for_llava(parts.tokenizer, folder, parts.max_length)
     encoder = _known_encoder(parts) or _write_tower(parts, folder, final)
-    write_json(folder / "config.json", _llava_config(parts, encoder["path"]))
+    write_json(folder / "config.json", _llava_config(parts, final / encoder["path"]))
     tokens = ("bos_token_id", "eos_token_id")
     write_json(folder / "generation_config.json", {key: parts.text[key] for key in tokens} | {"pad_token_id": 0})
     sums = write_shards(
@@ -134,7 +135,7 @@ def write_projector(parts: Parts, folder: Path, final: Path) -> None:
     """
     encoder = _known_encoder(parts) or _write_tower(parts, folder, final)
     record = _training_record(parts, encoder, "projector")
-    config = _llava_config(parts, encoder["path"]) | {"tune_mm_mlp_adapter": True}
+    config = _llava_config(parts, final / encoder["path"]) | {"tune_mm_mlp_adapter": True}
     weights = {f"model.{name}": stored.read().to(stored.dtype) for name, stored in parts.projector.items()}
     model_dir.write(folder, weights, record | {"converted": _origin(parts)}, config)
 
@@ -144,28 +145,24 @@ def _known_encoder(parts: Parts) -> dict[str, str] | None:
     return None if known is None else {"path": str(known.path), "digest": known.digest, "name": known.name}
 
 
-def _digest(parts: Parts) -> str:
-    return tower_digest({name: stored.read().to(stored.dtype) for name, stored in parts.tower.items()})
-
-
 def _write_tower(parts: Parts, folder: Path, final: Path) -> dict[str, str]:
     """Writes the tower that is inside a model as a folder that `--vision_tower` takes; a CLIP without text tower."""
-    place = folder / "encoder"
+    place = folder / BESIDE
     place.mkdir()
     head = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
     write_json(place / "config.json", head | parts.vision)
     write_json(place / "preprocessor_config.json", for_llava(parts.pixels))
     write_shards(place, parts.tower, 2**62)
-    return {"path": str(final / "encoder"), "digest": _digest(parts), "name": final.name}
+    return {"path": BESIDE, "digest": digest(parts.tower), "name": final.name}
 
 
-def _llava_config(parts: Parts, encoder: str) -> dict[str, Any]:
+def _llava_config(parts: Parts, encoder: Path) -> dict[str, Any]:
     return parts.text | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         "torch_dtype": _type(parts),
         "use_cache": True,
-        "mm_vision_tower": encoder,
+        "mm_vision_tower": str(encoder),
         "mm_hidden_size": parts.vision["hidden_size"],
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": parts.feature_layer,
@@ -200,5 +197,5 @@ def _origin(parts: Parts) -> dict[str, Any]:
 def _write_record(folder: Path, parts: Parts, record: dict[str, Any], kind: str) -> None:
     flags = {"image_aspect_ratio": parts.aspect_ratio, "model_max_length": parts.max_length}
     flags |= {"mm_vision_select_layer": parts.feature_layer}
-    head = {"format": model_dir.FORMAT, "kind": kind, "converted": _origin(parts), "config": flags}
+    head = {"format": _FORMAT, "kind": kind, "converted": _origin(parts), "config": flags}
     write_json(folder / "ohd.json", head | record | {"versions": versions()})

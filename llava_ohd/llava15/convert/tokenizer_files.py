@@ -2,7 +2,9 @@
 
 LLaVA tokenises the text on either side of an image on its own, so that what follows it begins with "▁". The files make
 every version do the same (`legacy` in transformers' words). tokenizer.json is made here from tokenizer.model, because
-transformers 5 makes other merges of it (tokenizer.py), and because transformers 4.37 does not read what 5 saves.
+transformers 5 makes other merges of it (tokenizer.py), and because transformers 4.37 does not read what 5 saves. The
+class is the plain one for tokenizer.json: LlamaTokenizer of transformers 5 replaces what is in there by rules of its
+own, which drop one of several spaces at the beginning of a text.
 
 Source: transformers 4.37 convert_slow_tokenizer.py `LlamaConverter`; llava-hf/llava-1.5-7b-hf.
 """
@@ -18,6 +20,7 @@ from llava_ohd.llava15.convert.vocabulary import ADDED
 __all__ = ["pieces_of", "write_for_hf", "write_for_llava"]
 
 _SPACE = "▁"
+_PROBES = ("A ball. ", "two  spaces", "  ", "\n\nlines \t tab", "naïve Ç ﬁ ① 日本 🎉", "USER: Is it? ASSISTANT: 12")
 
 
 def _sentencepiece(file: Path) -> Any:
@@ -68,9 +71,10 @@ def write_for_hf(source: Path, folder: Path, max_length: int, chat_template: str
         record, special = _from_json(source / "tokenizer.json")
     tokens = [_token(number, text) for text, number in {**special, **added}.items()]
     write_json(folder / "tokenizer.json", record | {"added_tokens": tokens})
+    _check_same(source, folder)
     names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True)) | {"pad_token": ADDED[1]}
     decoder = {str(row.pop("id")): row for row in ({**token} for token in tokens)}
-    settings = {"tokenizer_class": "LlamaTokenizer", "processor_class": "LlavaProcessor", "legacy": True}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "LlavaProcessor"}
     settings |= {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     settings |= {"padding_side": "left", "model_max_length": max_length, "sp_model_kwargs": {}}
     settings |= {"added_tokens_decoder": decoder, "chat_template": chat_template}
@@ -78,6 +82,23 @@ def write_for_hf(source: Path, folder: Path, max_length: int, chat_template: str
     write_json(folder / "special_tokens_map.json", names)
     write_json(folder / "added_tokens.json", added)
     return added
+
+
+def _check_same(source: Path, folder: Path) -> None:
+    """Raises where tokenizer.json gives other ids than SentencePiece: for models that change spaces or letters."""
+    if not (source / "tokenizer.model").is_file():
+        return
+    import tokenizers
+
+    made = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = _sentencepiece(source / "tokenizer.model")
+    for text in _PROBES:
+        ids = made.encode(text, add_special_tokens=False).ids
+        if ids != model.encode(text):
+            raise ModelFormatError(
+                f"{source}/tokenizer.model is not built like Llama's (no normalisation, spaces kept): {text!r} is "
+                f"{model.encode(text)} in it and would be {ids} in HF's files; take a language model with Llama's own"
+            )
 
 
 def _token(number: int, text: str) -> dict[str, Any]:
