@@ -74,7 +74,7 @@ def write_for_hf(source: Path, folder: Path, max_length: int, chat_template: str
     _check_same(source, folder)
     names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True)) | {"pad_token": ADDED[1]}
     decoder = {str(row.pop("id")): row for row in ({**token} for token in tokens)}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "LlavaProcessor"}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "LlavaProcessor"}
     settings |= {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     settings |= {"padding_side": "left", "model_max_length": max_length, "sp_model_kwargs": {}}
     settings |= {"added_tokens_decoder": decoder, "chat_template": chat_template}
