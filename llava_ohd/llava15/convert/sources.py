@@ -24,9 +24,8 @@ from llava_ohd.llava15.convert.hf_source import open_hf
 from llava_ohd.llava15.convert.merging import adapter_file, merged
 from llava_ohd.llava15.convert.names import places
 from llava_ohd.llava15.convert.parts import TIED, Parts, check, text_config
-from llava_ohd.llava15.convert.stored import Stored, in_files, weight_files
+from llava_ohd.llava15.convert.stored import Stored, has_weight_files, in_files, weight_files
 from llava_ohd.llava15.convert.towers import digest, encoder_of_hf, of_encoder, of_llava, of_ours, same
-from llava_ohd.tower.llava_files import is_full
 from llava_ohd.tower.same_tower import check_geometry
 
 __all__ = ["open_source", "with_encoder"]
@@ -106,7 +105,7 @@ def _open_llava(folder: Path, config: dict[str, Any], base: str | Path | None, e
         if (value := config.get(key, values[0])) not in values:
             raise ModelFormatError(f"{folder}/config.json: {key} is {value!r}; only {values[0]!r} is LLaVA-1.5")
     ours = model_dir.read(folder) if (folder / "ohd.json").is_file() else None
-    place = folder if is_full(folder) else _base(folder, ours, base)
+    place = folder if _is_whole(folder) else _base(folder, ours, base)
     stage = "full" if place == folder else "lora" if adapter_file(folder) else "projector"
     files = weight_files(place)
     own = files if stage == "full" else [_beside(folder, stage)]
@@ -140,6 +139,11 @@ def _open_llava(folder: Path, config: dict[str, Any], base: str | Path | None, e
 def _if_llava(base: Path, folder: Path) -> Path | None:
     """Returns the base of a checkpoint where that is a LLaVA itself."""
     return base if base != folder and "mm_vision_tower" in read_json(base / "config.json") else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Says whether a checkpoint of LLaVA holds its language model, so that it needs no base."""
+    return has_weight_files(folder) and any(n.endswith("embed_tokens.weight") for n in in_files(weight_files(folder)))
 
 
 def _part(files: list[Path], part: str) -> dict[str, Stored]:

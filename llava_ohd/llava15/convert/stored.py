@@ -17,7 +17,7 @@ from llava_ohd.errors import EncoderFormatError, ModelFormatError
 from llava_ohd.files import read_json
 from llava_ohd.tower.weights import is_counter, read_weights
 
-__all__ = ["Stored", "cast", "in_files", "in_memory", "weight_files"]
+__all__ = ["Stored", "cast", "has_weight_files", "in_files", "weight_files"]
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers prefers them
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -41,17 +41,17 @@ class Stored:
     rounded: bool = False
 
 
-def in_memory(tensor: torch.Tensor) -> Stored:
-    """Wraps a tensor."""
-    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
-
-
 def cast(stored: Stored, dtype: torch.dtype) -> Stored:
     """Returns the tensor in another type; one of more digits loses none."""
     fewer = (
         torch.finfo(dtype).eps > torch.finfo(stored.dtype).eps or torch.finfo(dtype).max < torch.finfo(stored.dtype).max
     )
     return Stored(stored.shape, dtype, stored.read, stored.rounded or fewer)
+
+
+def has_weight_files(folder: Path) -> bool:
+    """Says whether a folder holds a whole model of any kind."""
+    return any((folder / f"{name}{end}").is_file() for name in _WHOLE for end in ("", ".index.json"))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -139,6 +139,8 @@ class Maker:
         config = llava_config(self.base, self.encoder, FLAGS) | {"unfreeze_mm_vision_tower": stage == "unfrozen"}
         (folder / "config.json").write_text(json.dumps(config))
         weights = whole(model, self.tied, with_tower=stage == "unfrozen")
+        if stage == "full" and config["torch_dtype"] == "float16":
+            weights = {name: weight.half() for name, weight in weights.items()}
         projector = {name: weight for name, weight in weights.items() if "mm_projector" in name}
         if stage in ("full", "unfrozen"):
             in_shards(folder, weights, "bin" if who == "old" else "safetensors")
