@@ -91,7 +91,7 @@ def observe_llava(parts: Parts, images: Sequence[Image.Image], question: str, ne
         embedded[given == IMAGE_TOKEN] = projected[0]
         cache: Any = DynamicCache()
         found = _next(model, cache, embedded)
-        tokens, scores = _greedy(model, cache, found[-1], parts.text["eos_token_id"], new_tokens)
+        tokens, scores = _greedy(model, cache, found[-1], _ends(parts), new_tokens)
         observed.append(_observed(ids, (pixels[0], features[0], projected[0], found, scores), tokens))
     _free(model)
     return observed
@@ -111,13 +111,20 @@ def _next(model: Any, cache: Any, embedded: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _greedy(model: Any, cache: Any, last: torch.Tensor, end: int, new_tokens: int) -> tuple[list[int], torch.Tensor]:
+def _ends(parts: Parts) -> set[int]:
+    end = parts.text["eos_token_id"]
+    return set(end) if isinstance(end, list) else {end}
+
+
+def _greedy(
+    model: Any, cache: Any, last: torch.Tensor, ends: set[int], new_tokens: int
+) -> tuple[list[int], torch.Tensor]:
     tokens: list[int] = []
     scores = []
     for _ in range(new_tokens):
         scores.append(last)
         tokens.append(int(last.argmax()))
-        if tokens[-1] == end:
+        if tokens[-1] in ends:
             break
         embedded = model.get_input_embeddings()(torch.tensor([[tokens[-1]]], device=model.device))
         last = _next(model, cache, embedded)[-1]

@@ -21,6 +21,7 @@ from llava_ohd.errors import ModelFormatError
 from llava_ohd.llava15.convert.live import Observed, observe_hf, observe_llava
 from llava_ohd.llava15.convert.parts import Parts
 from llava_ohd.llava15.convert.sources import open_source
+from llava_ohd.llava15.convert.stored import Stored
 
 __all__ = ["Row", "compare", "pictures", "verify"]
 
@@ -91,10 +92,19 @@ def verify(source: Parts, export: Path, images: Sequence[Image.Image], new_token
 
 
 def _precision(source: Parts, written: Parts, part: str) -> float:
-    """Returns the relative precision of the narrowest type that weights of a part were rounded to; 0 where none was."""
+    """Returns the relative precision of the narrowest type that weights of a part were rounded to; 0 where none was.
+
+    The other way too: an encoder folder may hold the digits that an HF folder in float16 has lost.
+    """
     old, new = getattr(source, part), getattr(written, part)
-    eps = {name: torch.finfo(stored.dtype).eps for name, stored in new.items()}
-    return max((eps[n] for n, s in old.items() if s.rounded or eps[n] > torch.finfo(s.dtype).eps), default=0.0)
+    coarser = [
+        max(torch.finfo(new[n].dtype).eps, torch.finfo(s.dtype).eps) for n, s in old.items() if _rounded(s, new[n])
+    ]
+    return max(coarser, default=0.0)
+
+
+def _rounded(old: Stored, new: Stored) -> bool:
+    return old.rounded or (old.dtype != new.dtype and not torch.equal(old.read().double(), new.read().double()))
 
 
 def _observe(parts: Parts, images: Sequence[Image.Image], new_tokens: int) -> list[Observed]:

@@ -73,11 +73,6 @@ class Parts:
         """Number of tokens that an image becomes."""
         return int(self.vision["image_size"] // self.vision["patch_size"]) ** 2
 
-    @property
-    def tensors(self) -> list[Stored]:
-        """All of them."""
-        return [*self.language.values(), *self.projector.values(), *self.tower.values()]
-
 
 def text_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a Llama in the spelling that transformers 4.37 to 5 read.
