@@ -13,7 +13,13 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessor,
+    LlamaTokenizerFast,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 
 def picture() -> Image.Image:
@@ -29,8 +35,15 @@ def padded(image: Image.Image) -> Image.Image:
     return square
 
 
+def load_processor(folder: Path) -> Any:
+    """By AutoProcessor; LlavaProcessor of 4.37 stumbles over processor_config.json, and is put together."""
+    if transformers.__version__ >= "4.45":
+        return AutoProcessor.from_pretrained(folder)
+    return LlavaProcessor(CLIPImageProcessor.from_pretrained(folder), LlamaTokenizerFast.from_pretrained(folder))
+
+
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    processor: Any = AutoProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         folder, torch_dtype=torch.float32, output_loading_info=True
     )
