@@ -76,7 +76,8 @@ def write_for_hf(source: Path, folder: Path, max_length: int, chat_template: str
     decoder = {str(row.pop("id")): row for row in ({**token} for token in tokens)}
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "LlavaProcessor"}
     settings |= {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
-    settings |= {"padding_side": "left", "model_max_length": max_length, "sp_model_kwargs": {}}
+    settings |= {"padding_side": "left", "model_max_length": max_length}
+    settings |= {"model_input_names": ["input_ids", "attention_mask"]}  # 4.57 makes token_type_ids otherwise
     settings |= {"added_tokens_decoder": decoder, "chat_template": chat_template}
     write_json(folder / "tokenizer_config.json", settings | names)
     write_json(folder / "special_tokens_map.json", names)

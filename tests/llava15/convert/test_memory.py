@@ -17,7 +17,7 @@ from llava_ohd.world import MINI_LLAMA
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc"
 )
-SHARD = 60_000_000
+SHARD = 80_000_000
 MEASURE = """
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ small, large, base, out = sys.argv[1:]
 convert(ConvertConfig(Path(small), Path(out) / "warm", base=base))  # everything is imported and allocated once
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = kilobytes("VmRSS")
-convert(ConvertConfig(Path(large), Path(out) / "hf", max_shard_size="60MB"))
+convert(ConvertConfig(Path(large), Path(out) / "hf", max_shard_size="80MB"))
 print((kilobytes("VmHWM") - before) * 1024)
 """
 
@@ -67,7 +67,7 @@ def write_large(folder: Path, encoder: tower.Encoder) -> int:
 
 def test_peak_memory(tiny_encoder_dir: Path, source: Any, tmp_path: Path) -> None:
     size = write_large(tmp_path / "llava-large", tower.check(tiny_encoder_dir))
-    assert size > 3 * SHARD
+    assert size > 2.5 * SHARD
     made = source("ours-lora")
     command = [sys.executable, "-c", MEASURE, made.folder, tmp_path / "llava-large", made.base, tmp_path]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
@@ -75,4 +75,4 @@ def test_peak_memory(tiny_encoder_dir: Path, source: Any, tmp_path: Path) -> Non
     peak = int(done.stdout.splitlines()[-1])
     print(f"{size / 1e6:.0f} MB converted with {peak / 1e6:.0f} MB above what the process had")
     assert peak < SHARD
-    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 3
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
