@@ -32,8 +32,9 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest -m "not gpu and not slow and not network and not old_transformers"
 
-# The encoder inside the unmodified original code: LLAVA_REPO=PATH make test-llava (haotian-liu/LLaVA @ c121f04)
-test-llava: .venv-llava/.installed
+# The encoder, and models made here, inside the unmodified original code (haotian-liu/LLaVA @ c121f04):
+# LLAVA_REPO=PATH make test-llava
+test-llava: setup .venv-llava/.installed
 	PYTHONPATH=$(CURDIR):$(LLAVA_REPO) $(LLAVA_BIN)/python -m pytest -W default -rs tests/with_llava tests/tower
 
 .venv-llava/.installed: Makefile

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
-from llava_ohd.llava15.launch import leave
+from llava_ohd.training.launch import leave
 from llava_ohd.llava15.train import train
 
 
