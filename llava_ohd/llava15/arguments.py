@@ -74,6 +74,13 @@ class TrainingArguments(transformers.TrainingArguments):
     bits: int = field(default=16, metadata=helps("only 16"))
     double_quant: bool = field(default=True, metadata=helps("without effect with --bits 16"))
     quant_type: str = field(default="nf4", metadata=helps("without effect with --bits 16"))
+    attn_implementation: str = field(default="sdpa", metadata=helps("of the language model; flash_attention_2 on GPUs"))
+    feature_cache: str | None = field(
+        default=None, metadata=helps("folder in which the frozen tower's features are kept, each image computed once")
+    )
+    feature_cache_dtype: str = field(
+        default="auto", metadata=helps("auto: that of the training, which changes nothing; float32, bfloat16, float16")
+    )
     mpt_attn_impl: str | None = field(default="triton", metadata=helps("without effect: no MPT models"))
 
     @property
@@ -91,6 +98,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "mm_use_im_patch_token": (False,),
     "image_aspect_ratio": ("pad", "square"),
     "lora_bias": ("none",),
+    "attn_implementation": ("sdpa", "flash_attention_2", "flash_attention_3"),
+    "feature_cache_dtype": ("auto", "float32", "bfloat16", "float16"),
     "freeze_mm_mlp_adapter": (False,),
     "bits": (16,),
     "remove_unused_columns": (False,),

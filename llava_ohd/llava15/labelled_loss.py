@@ -31,7 +31,7 @@ def labelled_loss(head: nn.Module, states_KC: Tensor, targets_K: Tensor, count: 
     """
     weight: Any = getattr(head, "weight", None)
     kept_whole = type(head) is nn.Linear and head.bias is None and not hasattr(weight, "ds_id")  # not split by ZeRO-3
-    if kept_whole and not weight.requires_grad:
+    if kept_whole and not weight.requires_grad and weight.dtype == states_KC.dtype:
         total: Tensor = _FrozenHead.apply(states_KC, weight, targets_K)  # type: ignore[no-untyped-call]
     else:
         total = F.cross_entropy(head(states_KC).float(), targets_K, reduction="sum")

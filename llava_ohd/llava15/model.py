@@ -75,6 +75,7 @@ def build(
     feature_layer: int = -2,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    attention: str = "sdpa",
 ) -> LlavaForConditionalGeneration:
     """Puts the model together; every weight is loaded but the projector, which is random.
 
@@ -84,13 +85,14 @@ def build(
         feature_layer: Which hidden states of the tower are read; LLaVA-1.5: -2, without the class token.
         dtype: Type of all weights.
         seed: Of the projector, whose layers start as PyTorch's linear layers do (as in LLaVA).
+        attention: transformers' name of the language model's attention: `sdpa`, `flash_attention_2`.
 
     Raises:
         ModelFormatError: the folder holds no Llama model, or not all of its weights.
         EncoderFormatError: the encoder folder is damaged, or the model ended up with another tower.
     """
     disable_progress_bar()  # of every rank, for every file
-    language = _language_model(language_model, dtype)
+    language = _language_model(language_model, dtype, attention)
     with without_zero3():
         clip: Any = tower.load(encoder.path)
         clip.to(dtype)
@@ -119,15 +121,16 @@ def _without_image_tokens(_: nn.Module, arguments: tuple[torch.Tensor]) -> tuple
     return (arguments[0].clamp(min=0),)
 
 
-def _language_model(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+def _language_model(folder: Path, dtype: torch.dtype, attention: str) -> LlamaForCausalLM:
     kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
     if kind not in ("llama", "llava_llama", "llava"):
         raise ModelFormatError(f"{folder}/config.json has model_type {kind!r}; LLaVA-1.5 needs a Llama model ('llama')")
     if kind != "llama":
         raise ModelFormatError(f"{folder} is a LLaVA model already; give its language model (for 1.5: Vicuna)")
     try:
-        loaded: Any = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        options: Any = {"dtype": dtype, "attn_implementation": attention}
+        loaded: Any = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # the last: flash attention is not installed
         raise ModelFormatError(f"{folder} cannot be loaded as a Llama model: {error}") from error
     model, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:

@@ -96,6 +96,8 @@ def _embedded(model: Any, rows: Packed, pixels: Tensor | None) -> Tensor:
 def _nothing(model: Any, pixels: Tensor | None) -> Tensor:
     """Returns features (1, 1, C) of no image."""
     tower = model.model.vision_tower
+    if pixels is not None and pixels.shape[1] == 1:
+        return tower_features(model, pixels[:1])[0][:, :1]
     if pixels is not None and any(hasattr(weight, "ds_id") for weight in tower.parameters()):
         return tower_features(model, pixels[:1])[0][:, :1]
     weight = model.model.multi_modal_projector.linear_1.weight
@@ -107,14 +109,14 @@ def tower_features(model: Any, pixels: Tensor) -> tuple[Tensor, list[int]]:
 
     Args:
         model: LlavaForConditionalGeneration.
-        pixels: (I, 3, S, S), normalised; or features (I, N, C) computed before.
+        pixels: (I, 3, S, S), normalised; or features (I, 1, N, C) computed before (feature_cache.py).
 
     Returns:
         Features of the D different images, (D, N, C), and for each of the I images which of those it has.
     """
     tower = model.model.vision_tower
-    if pixels.dim() == 3:
-        return pixels.to(tower.dtype), list(range(len(pixels)))
+    if pixels.shape[1] == 1:
+        return pixels[:, 0].to(tower.dtype), list(range(len(pixels)))
     first, which = distinct(pixels)
     trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in tower.parameters())
     with torch.set_grad_enabled(trains):

@@ -51,8 +51,8 @@ class Packed:
         """Returns what a layer's attention needs to keep the rows apart, here and in flash attention."""
         ends = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         ends = ends.to(self.ids_1T.device)
-        flash = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
-        flash |= dict.fromkeys(("max_length_q", "max_length_k"), max(self.lengths))
+        longest = max(self.lengths)
+        flash = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
         return {"row_lengths": self.lengths, "position_ids": self.positions_1T, "attention_mask": None} | flash
 
 
@@ -126,11 +126,10 @@ def _attention_of_rows(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     grouped = query.shape[1] != key.shape[1]
+    options: dict[str, Any] = {"dropout_p": dropout, "is_causal": True, "scale": scaling, "enable_gqa": grouped}
     rows = [
-        F.scaled_dot_product_attention(
-            *row, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
-        ).transpose(1, 2)
-        for row in zip(*(states.split(row_lengths, 2) for states in (query, key, value)), strict=True)
+        F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
+        for q, k, v in zip(*(states.split(row_lengths, 2) for states in (query, key, value)), strict=True)
     ]
     return torch.cat(rows, 1), None
 

@@ -9,7 +9,7 @@ Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
@@ -138,16 +138,22 @@ class Run:
         rows = read_rows(self.data.data_path, self.model.version)
         processor = tower.load_processor(self.encoder.path)
         pad = self.data.image_aspect_ratio == "pad"
-        pixels = Pixels(self.data.image_folder, processor, pad, len({row["image"] for row in rows}))
+        pixels: Any = Pixels(self.data.image_folder, processor, pad, len({row["image"] for row in rows}))
         patches = image_tokens(self.encoder)
         tokenizer = load_tokenizer(self.base)
+        model, collator = self._model(), cast("Any", Batches(patches, self.encoder.image_size))
+        if self.training.feature_cache:
+            from llava_ohd.llava15.feature_cache import cached
+
+            settings = (self.data.image_aspect_ratio, self.training, self.encoder)
+            pixels, collator = cached(pixels, collator, [row["image"] for row in rows], model, *settings)
         examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
         dataset = examples.dataset(rows)
         return LlavaTrainer(
-            model=self._model(),
+            model=model,
             args=self.training,
             train_dataset=dataset,
-            data_collator=Batches(patches, self.encoder.image_size),
+            data_collator=collator,
             write=self._write,
             fingerprint=self.fingerprint,
             lengths=[_words(row) for row in rows],
@@ -158,6 +164,7 @@ class Run:
 
         from llava_ohd.llava15.model import build, trainable
         from llava_ohd.llava15.model_dir import load_projector, read_projector
+        from llava_ohd.llava15.packed_step import packed
 
         if self.training.deepspeed and not torch.cuda.is_available():
             import deepspeed
@@ -169,13 +176,14 @@ class Run:
             feature_layer=self.model.mm_vision_select_layer,
             dtype=torch.bfloat16 if self.training.bf16 else torch.float32,
             seed=self.training.seed,
+            attention=self.training.attn_implementation,
         )
         if self.model.pretrain_mm_mlp_adapter is not None:
             start = Path(self.model.pretrain_mm_mlp_adapter)
             load_projector(model, read_projector(start), start)
         lora: dict[str, Any] = {"r": self.training.lora_r, "lora_alpha": self.training.lora_alpha}
         lora |= {"lora_dropout": self.training.lora_dropout, "bias": self.training.lora_bias}
-        model = trainable(model, self.training.stage, lora, self.training.seed)
+        model = trainable(packed(model), self.training.stage, lora, self.training.seed)
         for line in _what_trains(model):
             self.say(line)
         return model
