@@ -152,7 +152,6 @@ def _measure(given: Namespace) -> dict[str, Any]:
     _import_original(given.repo)
     stage = Stage(*settings)
     equal = [] if given.bf16 else [asdict(check_equal(stage, ways, number)) for number in {0, len(rows) - 1}]
-    timed_step(stage, ways[-1], 0)  # allocates AdamW's moments
     costs: dict[str, list[Any]] = {way.name: [] for way in ways}
     for number in track(range(len(rows)), "steps"):
         for way in ways[:: 1 if number % 2 else -1]:

@@ -134,7 +134,7 @@ def _read_layers(tower: Any, feature_layer: int) -> nn.ModuleList:
 
 def _run_layers(language: Any, states_1TC: Tensor, rows: Packed) -> Tensor:
     """Runs the language model, and returns what the head sees of the labelled tokens: (K, C)."""
-    attention = rows.attention()
+    attention = rows.attention(language.config._attn_implementation)
     attention["position_embeddings"] = language.rotary_emb(states_1TC, position_ids=rows.positions_1T)
     *before, last = language.layers
     for layer in before:

@@ -47,13 +47,14 @@ class Packed:
     patches_P: Tensor
     features_P: Tensor
 
-    def attention(self) -> dict[str, Any]:
-        """Returns what a layer's attention needs to keep the rows apart, here and in flash attention."""
-        ends = torch.tensor([0, *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        ends = ends.to(self.ids_1T.device)
+    def attention(self, kind: str) -> dict[str, Any]:
+        """Returns what a layer gets so that its attention of this kind, `ROWS` or flash, keeps the rows apart."""
+        given: dict[str, Any] = {"position_ids": self.positions_1T, "attention_mask": None}
+        if kind == ROWS:
+            return given | {"row_lengths": self.lengths}
+        ends = F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0)).to(self.ids_1T.device, torch.int32)
         longest = max(self.lengths)
-        flash = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-        return {"row_lengths": self.lengths, "position_ids": self.positions_1T, "attention_mask": None} | flash
+        return given | {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def pack(input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Packed:

@@ -92,7 +92,7 @@ def check_equal(stage: Stage, ways: Sequence[Way], number: int) -> Equality:
 
 
 def peak_memory(way: Way, threads: int, settings: tuple[Any, ...], number: int) -> dict[str, float]:
-    """Runs two steps of a way and returns peaks in bytes; call it in a process of its own.
+    """Runs a step of a way and returns peaks in bytes; call it in a process of its own.
 
     Args:
         way: The way.
@@ -107,8 +107,7 @@ def peak_memory(way: Way, threads: int, settings: tuple[Any, ...], number: int) 
     torch.set_num_threads(threads)
     before = resident("VmRSS")
     stage = Stage(*settings)
-    for _ in range(2):  # AdamW's moments are there from the second on
-        timed_step(stage, way, number)
+    timed_step(stage, way, number)
     state = sum(weight.numel() * weight.element_size() for weight in stage.model.parameters())
     state += 3 * sum(weight.numel() * weight.element_size() for weight in stage.weights)
     if stage.device.type == "cuda":

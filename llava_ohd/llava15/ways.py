@@ -153,6 +153,9 @@ class Stage:
             trained.enable_input_require_grads()
         self.weights = [weight for weight in trained.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-6, fused=True)
+        for weight in self.weights:
+            weight.grad = torch.zeros_like(weight)
+        self.optimizer.step()  # allocates its moments
         self._rows = rows
 
     def batch(self, number: int, way: Way) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN
 from llava_ohd.llava15.tokenizer import load_tokenizer
 from llava_ohd.llava15.ways import GEOMETRIES, OURS, TRANSFORMERS, Stage, Way, batches
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "llava_train.py"
 PATCHES = GEOMETRIES["tiny"].image_tokens
 
@@ -75,8 +76,8 @@ def test_a_real_json(tiny_llama_dir: Path, tmp_path: Path) -> None:
     assert [ids.count(IMAGE_TOKEN) for ids, _ in rows] == [PATCHES] * 3
 
 
-@pytest.mark.parametrize("stage", ["projector", "lora"])
-def test_the_command(stage: str, tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path) -> None:
+    stage = "lora"
     command = f"--geometry tiny --stage {stage} --out {tmp_path} --repetitions 2 --peak_tflops 1 --checkpointing"
     done = subprocess.run([sys.executable, SCRIPT, *command.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,13 @@
 """The short training step computes what transformers computes: losses, gradients, whatever is in the batch."""
 
+import itertools
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from llava_ohd import tower
 from llava_ohd.errors import DataFormatError, ModelFormatError
@@ -194,6 +197,41 @@ def test_what_does_not_fit_is_refused(encoder: tower.Encoder, tiny_llama_dir: Pa
     model.model.language_model.config._attn_implementation = "eager"
     with pytest.raises(ModelFormatError, match="'eager' cannot train packed rows"):
         packed(model)
+
+
+def unequal_rows(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, **given: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention as flash attention's kernel for rows of unequal length computes it from the same arguments."""
+    assert mask is None
+    ends = given["cu_seq_lens_q"]
+    assert (ends.dtype, given["cu_seq_lens_k"] is ends) == (torch.int32, True)
+    assert int(ends.diff().max()) == given["max_length_q"] == given["max_length_k"]
+    rows = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(x[:, :, start:end] for x in (query, key, value)), is_causal=True
+        )
+        for start, end in itertools.pairwise(ends.tolist())
+    ]
+    return torch.cat(rows, 2).transpose(1, 2), None
+
+
+def test_flash_attention_gets_the_rows(
+    encoder: tower.Encoder, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_test", unequal_rows)
+    ours, theirs = build(tiny_llama_dir, encoder), build(tiny_llama_dir, encoder)
+    ours.model.language_model.config._attn_implementation = "flash_attention_test"
+    made = BATCHES["text beside images"]
+    torch.testing.assert_close(packed(ours)(**made).loss, theirs(**made).loss, rtol=1e-6, atol=0)
+
+
+def test_the_attention_that_was_asked_for(encoder: tower.Encoder, tiny_llama_dir: Path) -> None:
+    model: Any = build(tiny_llama_dir, encoder, attention="eager")
+    assert model.model.language_model.layers[0].self_attn.config._attn_implementation == "eager"
+    if find_spec("flash_attn") is None:
+        with pytest.raises(ModelFormatError, match=r"cannot be loaded as a Llama model: .*[Ff]lash"):
+            build(tiny_llama_dir, encoder, attention="flash_attention_2")
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])
