@@ -13,7 +13,6 @@ GPU:     --device cuda --bf16 --batch_size 56 (the paper's; 14 for vit-l-14-336)
 """
 
 import multiprocessing
-import os
 import shlex
 import statistics
 import sys
@@ -58,9 +57,10 @@ def _measure(given: Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    from llava_ohd.clip.speed import check_equal, peak_memory, product_rate, timed_step
+    from llava_ohd.clip.speed import check_equal, peak_memory, timed_step
     from llava_ohd.clip.ways import WAYS, Stage, read_mixture
     from llava_ohd.progress import track
+    from llava_ohd.training.measuring import product_rate
 
     torch.set_num_threads(given.threads)
     rows = read_mixture(given.data, given.file, given.batch_size * given.repetitions)
@@ -135,25 +135,19 @@ def _table(given: Namespace, measured: dict[str, Any], summary: dict[str, Any]) 
     return "\n".join(lines)
 
 
-def _machine(given: Namespace) -> dict[str, Any]:
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
-    gpu = torch.cuda.get_device_name() if given.device == "cuda" else None
-    return {"processor": cpu, "cores": os.cpu_count(), "threads": given.threads, "gpu": gpu}
-
-
 def main() -> None:
     """Runs the command."""
     given = _arguments()
     with exit_on_error():
+        from llava_ohd.training.measuring import machine
+
         measured = _measure(given)
         summary = _summary(given, measured)
         table = _table(given, measured, summary)
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
         command = f"python benchmarks/clip_finetune.py {shlex.join(sys.argv[1:])}"
-        record = {"command": command, "settings": settings, "machine": _machine(given), "versions": versions()}
+        where = machine(given.threads, given.device)
+        record = {"command": command, "settings": settings, "machine": where, "versions": versions()}
         name = "-".join(filter(None, [given.geometry, given.file and Path(given.file).stem]))
         write_json(given.out / f"{name}.json", record | summary | measured)
         write_text(given.out / f"{name}.md", f"{table}\n\n{_origin(record)}\n")

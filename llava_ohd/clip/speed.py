@@ -2,24 +2,18 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from llava_ohd.clip.ways import WAYS, Stage, Way
 from llava_ohd.errors import StageFailed
+from llava_ohd.training.measuring import CPU_ATTENTION, resident
 
-__all__ = ["Cost", "Equality", "check_equal", "peak_memory", "product_rate", "timed_step"]
+__all__ = ["Cost", "Equality", "check_equal", "peak_memory", "timed_step"]
 
 _TOLERANCE = 1e-4
-_CPU_ATTENTION = {  # not in the counter's own list
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ def check_equal(stage: Stage, number: int = 0) -> Equality:
     losses, grads, flops, vision = [], [], {}, {}
     for way in WAYS:
         stage.model.zero_grad()
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             images = way.images(stage.model, batch)
             looked = counter.get_total_flops()
             loss = stage.loss(images, way.texts(stage.model, batch), batch["valid"])
@@ -117,7 +111,7 @@ def peak_memory(way: Way, threads: int, settings: tuple[Any, ...]) -> dict[str, 
         weights, gradients and AdamW's moments.
     """
     torch.set_num_threads(threads)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     stage = Stage(*settings)
     for _ in range(2):  # AdamW's moments are there from the second on
         timed_step(stage, way, 0)
@@ -125,20 +119,4 @@ def peak_memory(way: Way, threads: int, settings: tuple[Any, ...]) -> dict[str, 
     if stage.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
         return {"peak": peak, "above": peak - state}
-    return {"peak": _resident("VmHWM"), "above": _resident("VmHWM") - before - state}
-
-
-def product_rate(device: str, bf16: bool, size: int = 2048) -> float:
-    """Returns the FLOP/s of the best of ten plain products of two square matrices."""
-    one, other = torch.randn(2, size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    rates = []
-    for _ in range(10):
-        start = time.perf_counter()
-        (one @ other)[0, 0].item()  # waits for the result
-        rates.append(2 * size**3 / (time.perf_counter() - start))
-    return max(rates)
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+    return {"peak": resident("VmHWM"), "above": resident("VmHWM") - before - state}

@@ -81,6 +81,13 @@ class TrainingArguments(transformers.TrainingArguments):
     bits: int = field(default=16, metadata=helps("4 or 8: the language model quantised by bitsandbytes (QLoRA)"))
     double_quant: bool = field(default=True, metadata=helps("with --bits 4: quantise the scales as well"))
     quant_type: str = field(default="nf4", metadata=helps("with --bits 4: nf4 or fp4"))
+    attn_implementation: str = field(default="sdpa", metadata=helps("of the language model; flash_attention_2 on GPUs"))
+    feature_cache: str | None = field(
+        default=None, metadata=helps("folder in which the frozen tower's features are kept, each image computed once")
+    )
+    feature_cache_dtype: str = field(
+        default="auto", metadata=helps("auto: that of the training, which changes nothing; float32, bfloat16, float16")
+    )
     mpt_attn_impl: str | None = field(default="triton", metadata=helps("without effect: no MPT models"))
 
     stage: str = field(default="", init=False)
@@ -99,6 +106,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "lora_bias": ("none",),
     "bits": (16, 4, 8),
     "quant_type": ("nf4", "fp4"),
+    "attn_implementation": ("sdpa", "flash_attention_2", "flash_attention_3"),
+    "feature_cache_dtype": ("auto", "float32", "bfloat16", "float16"),
     "remove_unused_columns": (False,),
     "logging_nan_inf_filter": (False,),
     "fp16": (False,),

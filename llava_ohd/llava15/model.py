@@ -71,6 +71,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     quantization: Quantization | None = None,
+    attention: str = "sdpa",
 ) -> LlavaForConditionalGeneration:
     """Puts the model together; every weight is loaded but the projector, which is random.
 
@@ -81,13 +82,14 @@ def build(
         dtype: Type of all weights.
         seed: Of the projector, whose layers start as PyTorch's linear layers do (as in LLaVA).
         quantization: Of the language model; None: it has `dtype` too.
+        attention: transformers' name of the language model's attention: `sdpa`, `flash_attention_2`.
 
     Raises:
         ModelFormatError: the folder holds no Llama model, or not all of its weights.
         EncoderFormatError: the encoder folder is damaged, or the model ended up with another tower.
     """
     disable_progress_bar()  # of every rank, for every file
-    language = _language_model(language_model, dtype, quantization)
+    language = _language_model(language_model, dtype, attention, quantization)
     with without_zero3():
         clip: Any = tower.load(encoder.path)
         clip.to(dtype)
@@ -131,18 +133,20 @@ def _kind(folder: Path) -> str | None:
     return read_json(file).get("model_type") if file.is_file() else None
 
 
-def _language_model(folder: Path, dtype: torch.dtype, quantization: Quantization | None) -> LlamaForCausalLM:
+def _language_model(
+    folder: Path, dtype: torch.dtype, attention: str, quantization: Quantization | None
+) -> LlamaForCausalLM:
     kind = _kind(folder)
     if kind not in ("llama", "llava_llama"):
         raise ModelFormatError(f"{folder}/config.json has model_type {kind!r}; LLaVA-1.5 needs a Llama model ('llama')")
-    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
     if quantization is not None:
         options["quantization_config"] = quantization.config(dtype)
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     try:
         config = LlamaConfig.from_dict(read_json(folder / "config.json") | {"model_type": "llama"})
         loaded: Any = _Language.from_pretrained(folder, config=config, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # the last: flash attention is not installed
         raise ModelFormatError(f"{folder} cannot be loaded as a Llama model: {error}") from error
     model, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:

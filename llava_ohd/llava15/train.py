@@ -10,8 +10,9 @@ One process, or one per GPU (deepspeed, torchrun); without GPU the ranks talk by
 Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 """
 
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
@@ -148,17 +149,23 @@ class Run:
         rows = read_rows(self.data.data_path, self.model.version, skipped)
         processor = tower.load_processor(self.encoder.path)
         pad = self.data.image_aspect_ratio == "pad"
-        pixels = Pixels(self.data.image_folder, processor, pad, distinct_images(rows))
+        pixels: Any = Pixels(self.data.image_folder, processor, pad, distinct_images(rows))
         tokenizer = load_tokenizer(self.base)
+        model, collator = self._model(), cast("Any", Batches(patches, self.encoder.image_size))
+        if self.training.feature_cache:
+            from llava_ohd.llava15.feature_cache import cached
+
+            settings = (self.data.image_aspect_ratio, self.training, self.encoder)
+            pixels, collator = cached(pixels, collator, chain.from_iterable(rows["images"]), model, *settings)
         examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
         dataset = examples.dataset(rows)
         for line in audit(examples, rows, self.training.stage):
             self.say(line)
         return LlavaTrainer(
-            model=self._model(),
+            model=model,
             args=self.training,
             train_dataset=dataset,
-            data_collator=Batches(patches, self.encoder.image_size),
+            data_collator=collator,
             write=self._write,
             fingerprint=self.fingerprint,
             ids=self._ids,
@@ -170,6 +177,7 @@ class Run:
 
         from llava_ohd.llava15.model import build
         from llava_ohd.llava15.model_dir import load_projector, read_projector
+        from llava_ohd.llava15.packed_step import packed
         from llava_ohd.llava15.quantization import Quantization
         from llava_ohd.llava15.stages import trainable, what_trains
 
@@ -188,6 +196,7 @@ class Run:
             dtype=torch.bfloat16 if flags.bf16 else torch.float32,
             seed=flags.seed,
             quantization=quantization,
+            attention=flags.attn_implementation,
         )
         if self.model.pretrain_mm_mlp_adapter is not None:
             start = Path(self.model.pretrain_mm_mlp_adapter)
@@ -195,7 +204,7 @@ class Run:
         lora: dict[str, Any] = {"r": flags.lora_r, "lora_alpha": flags.lora_alpha}
         lora |= {"lora_dropout": flags.lora_dropout, "bias": flags.lora_bias}
         unfrozen = {"tower": self.model.unfreeze_mm_vision_tower, "projector": not flags.freeze_mm_mlp_adapter}
-        model = trainable(model, flags.stage, lora, flags.seed, **unfrozen)
+        model = trainable(packed(model), flags.stage, lora, flags.seed, **unfrozen)
         self.say(f"stage {flags.stage}")
         for line in what_trains(model):
             self.say(line)

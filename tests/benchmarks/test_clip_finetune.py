@@ -51,7 +51,7 @@ def test_flops_are_those_counted_by_hand(stage: Stage) -> None:
     layers = 3 * 17 * (24 * 32**2 + 4 * 17 * 32)
     patches, projection = 16 * 2 * 32 * 3 * 8**2, 2 * 32**2
     batch = stage.tree(0)
-    with speed.FlopCounterMode(display=False, custom_mapping=speed._CPU_ATTENTION) as counter:
+    with speed.FlopCounterMode(display=False, custom_mapping=speed.CPU_ATTENTION) as counter:
         WAYS[0].images(stage.model, batch)
     assert counter.get_total_flops() == 5 * (layers + patches + projection)
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
-from llava_ohd.training.launch import leave
 from llava_ohd.llava15.train import train
+from llava_ohd.training.launch import leave
 
 
 def start_anew() -> None:
