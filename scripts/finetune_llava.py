@@ -11,8 +11,9 @@ Cost:    on the embedded world about a minute on 2 cores, 1 GB. LLaVA-1.5-7B on 
 
 Stages:  --tune_mm_mlp_adapter True (projector), --lora_enable True (lora, with --bits 4 or 8 qlora), neither (full).
 
-Also with torchrun, accelerate launch, Slurm (scripts/finetune_llava.sbatch), or as a single process (docs/training.md). A run that was stopped goes on from its last checkpoint when the same
-command is given again. `--num_gpus 2` counts processes: without GPU it starts two that share the CPU.
+Also with torchrun, accelerate launch, Slurm (scripts/finetune_llava.sbatch), or as a single process (docs/training.md).
+A run that was stopped goes on from its last checkpoint when the same command is given again. `--num_gpus 2` counts
+processes: without GPU it starts two that share the CPU.
 Source:  haotian-liu/LLaVA llava/train/train.py @ c121f04; arXiv 2310.03744.
 """
 
