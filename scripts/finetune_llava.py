@@ -9,8 +9,11 @@ Command: deepspeed --num_gpus 2 scripts/finetune_llava.py --deepspeed zero_confi
              --output_dir runs/llava/ours-projector --learning_rate 1e-3
 Cost:    on the embedded world about a minute on 2 cores, 1 GB. LLaVA-1.5-7B on 8 A100: 3.5 h and 10 h (LLaVA's README).
 
-Also with torchrun, or as a single process. A run that was stopped goes on from its last checkpoint when the same
-command is given again. `--num_gpus 2` counts processes: without GPU it starts two that share the CPU.
+Stages:  --tune_mm_mlp_adapter True (projector), --lora_enable True (lora, with --bits 4 or 8 qlora), neither (full).
+
+Also with torchrun, accelerate launch, Slurm (scripts/finetune_llava.sbatch), or as a single process (docs/training.md).
+A run that was stopped goes on from its last checkpoint when the same command is given again. `--num_gpus 2` counts
+processes: without GPU it starts two that share the CPU.
 Source:  haotian-liu/LLaVA llava/train/train.py @ c121f04; arXiv 2310.03744.
 """
 

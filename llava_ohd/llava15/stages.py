@@ -82,6 +82,7 @@ def trainable(
     *,
     tower: bool = False,
     projector: bool = True,
+    float32: bool = True,
 ) -> Any:
     """Freezes everything but what the stage trains.
 
@@ -92,6 +93,8 @@ def trainable(
         seed: Of the adapter's random half.
         tower: Train the tower too, as far as it is read.
         projector: Train the projector.
+        float32: Keep the adapter in float32 beside a model in bfloat16. DeepSpeed does so itself, and ZeRO-3 refuses
+            weights of two types.
 
     Returns:
         The model; with an adapter inside a `PeftModel`, with adapters on the language model only.
@@ -104,7 +107,7 @@ def trainable(
         config = LoraConfig(target_modules=LANGUAGE_LINEARS, task_type="CAUSAL_LM", **(lora or {}))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = get_peft_model(bare, config)
+            model = get_peft_model(bare, config, autocast_adapter_dtype=float32)
     elif stage == "full":
         bare.model.language_model.requires_grad_(True)
         bare.lm_head.requires_grad_(True)

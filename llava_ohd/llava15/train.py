@@ -204,7 +204,7 @@ class Run:
         lora: dict[str, Any] = {"r": flags.lora_r, "lora_alpha": flags.lora_alpha}
         lora |= {"lora_dropout": flags.lora_dropout, "bias": flags.lora_bias}
         unfrozen = {"tower": self.model.unfreeze_mm_vision_tower, "projector": not flags.freeze_mm_mlp_adapter}
-        model = trainable(packed(model), flags.stage, lora, flags.seed, **unfrozen)
+        model = trainable(packed(model), flags.stage, lora, flags.seed, **unfrozen, float32=not flags.deepspeed)
         self.say(f"stage {flags.stage}")
         for line in what_trains(model):
             self.say(line)

@@ -39,10 +39,11 @@ STAGES = {
     "projector": "--version plain --tune_mm_mlp_adapter True --learning_rate 1e-2",
     "lora": _LORA,
     "qlora": f"{_LORA} --bits 4",
+    "bf16": f"{_LORA} --bf16 True",
     "full": "--learning_rate 1e-3",
     "unfrozen": "--learning_rate 1e-3 --unfreeze_mm_vision_tower True --mm_vision_tower_lr 1e-4",
 }
-"""Flags of each stage; "unfrozen" is full with the tower."""
+"""Flags of each stage; "unfrozen" is full with the tower, "bf16" lora in that type."""
 
 
 @pytest.fixture(scope="session")

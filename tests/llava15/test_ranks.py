@@ -21,7 +21,7 @@ from llava_ohd.llava15.trainer import RowOrder
 from tests.llava15.conftest import CHECKOUT, losses
 
 JOBS = [(stage, zero) for stage in ("projector", "lora", "full", "unfrozen") for zero in ("zero2", "zero3")]
-JOBS.append(("qlora", "zero2"))
+JOBS += [("qlora", "zero2"), ("bf16", "zero3")]
 NAMES = [f"{stage}-{zero}" for stage, zero in JOBS]
 
 
@@ -67,7 +67,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_give_the_losses_of_one_process(name: str, ranks: Path, trained: dict[str, Path]) -> None:
     one = trained[name.split("-")[0]]
-    assert losses(ranks / name) == pytest.approx(losses(one), abs=1e-5)
+    rounding = 2e-2 if name.startswith("bf16") else 1e-5
+    assert losses(ranks / name) == pytest.approx(losses(one), abs=rounding)
     ours, theirs = weights(ranks / name), weights(one)
     assert ours.keys() == theirs.keys()
     assert model_dir.read(ranks / name).stage == model_dir.read(one).stage
