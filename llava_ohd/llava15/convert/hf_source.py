@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file
 from llava_ohd.llava15.convert.images import read_pixels, says_pad
 from llava_ohd.llava15.convert.names import places
-from llava_ohd.llava15.convert.parts import TIED, Parts, text_config, vision_config
+from llava_ohd.llava15.convert.parts import Parts, text_config, vision_config, without_tied_head
 from llava_ohd.llava15.convert.stored import Stored, in_files, weight_files
 from llava_ohd.llava15.convert.vocabulary import reduced
 
@@ -53,7 +51,7 @@ def open_hf(folder: Path, config: dict[str, Any], aspect_ratio: str | None) -> P
         folder=folder,
         layout="hf",
         stage="full",
-        language=reduced(_untied(folder, parts["language"], text), rows),
+        language=reduced(without_tied_head(folder, parts["language"], text), rows),
         projector=parts["projector"],
         tower=parts["tower"],
         text=text | {"vocab_size": rows},
@@ -94,19 +92,6 @@ def _record(folder: Path) -> dict[str, Any]:
                 f"{folder / name} is missing or was altered; copy the folder again, or convert again"
             )
     return dict(record)
-
-
-def _untied(folder: Path, language: dict[str, Stored], text: dict[str, Any]) -> dict[str, Stored]:
-    """Leaves a head out that is the embedding again.
-
-    Raises:
-        ModelFormatError: it is said to be, but is not.
-    """
-    if not text["tie_word_embeddings"] or TIED not in language:
-        return language
-    if not torch.equal(language[TIED].read(), language["model.embed_tokens.weight"].read()):
-        raise ModelFormatError(f"{folder}/config.json says tie_word_embeddings, but {TIED} is not the embedding")
-    return {name: stored for name, stored in language.items() if name != TIED}
 
 
 def _aspect_ratio(folder: Path, given: str | None, ours: bool) -> str:

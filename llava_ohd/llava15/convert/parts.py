@@ -13,7 +13,7 @@ from llava_ohd.llava15.convert.stored import Stored, cast
 from llava_ohd.tower import Encoder
 from llava_ohd.tower.layouts import some
 
-__all__ = ["TIED", "Parts", "check", "in_type", "text_config", "vision_config"]
+__all__ = ["TIED", "Parts", "check", "in_type", "text_config", "vision_config", "without_tied_head"]
 
 TIED = "lm_head.weight"
 """Not stored where `tie_word_embeddings` is set: the head is the embedding."""
@@ -100,6 +100,19 @@ def vision_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a CLIP vision tower that every version reads."""
     full = CLIPVisionConfig(**{key: record[key] for key in _VISION if key in record}).to_dict()
     return {key: full[key] for key in _VISION}
+
+
+def without_tied_head(folder: Path, language: dict[str, Stored], text: dict[str, Any]) -> dict[str, Stored]:
+    """Leaves a head out that is the embedding again.
+
+    Raises:
+        ModelFormatError: it is said to be, but is not.
+    """
+    if not text["tie_word_embeddings"] or TIED not in language:
+        return language
+    if not torch.equal(language[TIED].read(), language["model.embed_tokens.weight"].read()):
+        raise ModelFormatError(f"{folder}/config.json says tie_word_embeddings, but {TIED} is not the embedding")
+    return {name: stored for name, stored in language.items() if name != TIED}
 
 
 def in_type(parts: Parts, dtype: torch.dtype) -> Parts:

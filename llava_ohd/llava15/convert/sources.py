@@ -23,7 +23,7 @@ from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.convert.hf_source import open_hf
 from llava_ohd.llava15.convert.merging import adapter_file, merged
 from llava_ohd.llava15.convert.names import places
-from llava_ohd.llava15.convert.parts import TIED, Parts, check, text_config
+from llava_ohd.llava15.convert.parts import Parts, check, text_config, without_tied_head
 from llava_ohd.llava15.convert.stored import Stored, has_weight_files, in_files, weight_files
 from llava_ohd.llava15.convert.towers import digest, encoder_of_hf, of_encoder, of_llava, of_ours, same
 from llava_ohd.tower.same_tower import check_geometry
@@ -119,7 +119,7 @@ def _open_llava(folder: Path, config: dict[str, Any], base: str | Path | None, e
         folder=folder,
         layout="llava",
         stage=stage,
-        language={name: s for name, s in language.items() if name != TIED or not text["tie_word_embeddings"]},
+        language=without_tied_head(folder, language, text),
         projector=_part(own, "projector"),
         tower=inside or eyes.weights,
         text=text,

@@ -269,3 +269,11 @@ def test_the_command(source: Callable[[str], Any], tmp_path: Path) -> None:
     again = subprocess.run([*command, "--out", str(tmp_path / "hf")], capture_output=True, text=True, check=False)
     assert again.returncode == 2
     assert again.stderr.startswith("error: StorageError: ")
+
+
+def test_a_tied_head_that_is_not(copied: Callable[[str], Path], tmp_path: Path) -> None:
+    """LLaVA would take the embedding for it."""
+    folder = copied("llava-full")
+    edit(folder / "config.json", tie_word_embeddings=True)
+    with pytest.raises(ModelFormatError, match="is not the embedding"):
+        open_source(folder)
