@@ -107,6 +107,7 @@ def build(
             model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
     model.model.vision_tower = clip.vision_model
     model.model.language_model = language.model
+    language.config._attn_implementation = attention  # the model above, which shares it, has set its own
     model.lm_head = language.lm_head
     model.get_input_embeddings().register_forward_pre_hook(_without_image_tokens)
     tower.verify(model, encoder, exact=True)

@@ -83,10 +83,10 @@ def _embedded(model: Any, rows: Packed, pixels: Tensor | None) -> Tensor:
     if which != list(range(len(projected))):
         projected = projected[which]
     projected_PC = projected.flatten(0, 1)
-    if int(rows.features_P[-1]) >= len(projected_PC):
+    if rows.image_tokens != len(projected_PC):
         raise DataFormatError(
-            f"image token {int(rows.features_P[-1]) + 1} has no features, the images of the batch have "
-            f"{len(projected_PC)}; every <image> must become as many tokens as the encoder has patches"
+            f"the batch has {rows.image_tokens} image tokens, its images have {len(projected_PC)} features; every "
+            "<image> must become as many tokens as the encoder has patches"
         )
     if len(rows.features_P) < len(projected_PC):  # some are hidden
         projected_PC = projected_PC[rows.features_P]

@@ -37,6 +37,7 @@ class Packed:
         targets_K: The token that each of them must predict.
         patches_P: Which tokens are patches of an image.
         features_P: The row of the image features that each of them gets, over all images of the batch.
+        image_tokens: Image tokens of the batch, hidden ones too.
     """
 
     ids_1T: Tensor
@@ -46,6 +47,7 @@ class Packed:
     targets_K: Tensor
     patches_P: Tensor
     features_P: Tensor
+    image_tokens: int
 
     def attention(self, kind: str) -> dict[str, Any]:
         """Returns what a layer gets so that its attention of this kind, `ROWS` or flash, keeps the rows apart."""
@@ -84,6 +86,7 @@ def pack(input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Packed:
         targets_K=packed_targets[labelled_K],
         patches_P=places[shown].nonzero().squeeze(1),
         features_P=order[places & shown],
+        image_tokens=int(places.sum()),
     )
 
 

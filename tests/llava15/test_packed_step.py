@@ -185,8 +185,9 @@ def test_without_labels_it_is_the_model_that_it_was(encoder: tower.Encoder, tiny
 def test_what_does_not_fit_is_refused(encoder: tower.Encoder, tiny_llama_dir: Path) -> None:
     model = packed(build(tiny_llama_dir, encoder))
     made = dict(BATCHES["captions"])
-    with pytest.raises(DataFormatError, match="image token 48 has no features"):
-        model(**made | {"pixel_values": made["pixel_values"][:2]})
+    for wrong, count in ((made["pixel_values"][:2], 32), (made["pixel_values"].repeat(2, 1, 1, 1), 96)):
+        with pytest.raises(DataFormatError, match=f"48 image tokens, its images have {count} features"):
+            model(**made | {"pixel_values": wrong})
     with pytest.raises(DataFormatError, match="48 image tokens, but no images"):
         model(**made | {"pixel_values": None})
     with pytest.raises(DataFormatError, match=r"a training batch has \['position_ids'\]"):
