@@ -10,7 +10,7 @@ A batch with labels then goes another way than in transformers, and gets only a 
 - A frozen tower runs without autograd, to the layer that is read and no further, once per different image. It is
   never recomputed. Features that were computed before (feature_cache.py) are taken as they are.
 - A batch of text only runs no tower. The projector takes part with weight zero, so that all ranks have its gradients;
-  the tower does too where ZeRO-3 has split it, since the other ranks wait for its parts.
+  the tower does too where it trains, and where ZeRO-3 has split it, since the other ranks wait for its parts.
 """
 
 from types import MethodType
@@ -96,9 +96,8 @@ def _embedded(model: Any, rows: Packed, pixels: Tensor | None) -> Tensor:
 def _nothing(model: Any, pixels: Tensor | None) -> Tensor:
     """Returns features (1, 1, C) of no image."""
     tower = model.model.vision_tower
-    if pixels is not None and pixels.shape[1] == 1:
-        return tower_features(model, pixels[:1])[0][:, :1]
-    if pixels is not None and any(hasattr(weight, "ds_id") for weight in tower.parameters()):
+    taking_part = any(hasattr(weight, "ds_id") or weight.requires_grad for weight in tower.parameters())
+    if pixels is not None and (pixels.shape[1] == 1 or taking_part):
         return tower_features(model, pixels[:1])[0][:, :1]
     weight = model.model.multi_modal_projector.linear_1.weight
     return torch.zeros(1, 1, model.config.vision_config.hidden_size, device=weight.device, dtype=weight.dtype)
