@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils import checkpoint as recomputing
-from transformers import CLIPModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import CLIPModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from llava_ohd.clip.batching import RowOrder
 from llava_ohd.clip.captions import Captions, encode_captions
@@ -28,6 +28,7 @@ from llava_ohd.errors import StageFailed
 from llava_ohd.files import is_complete, mark_complete, storage_errors
 from llava_ohd.progress import Progress
 from llava_ohd.training.epochs import Epochs
+from llava_ohd.training.exact_steps import ExactSteps
 
 __all__ = ["MAX_LOGIT_SCALE", "FineTuner", "OhdObjective", "curve", "last_checkpoint", "remove_checkpoints"]
 
@@ -91,7 +92,7 @@ class OhdObjective(nn.Module):
         return torch.cat(texts), torch.cat(images)
 
 
-class FineTuner(Trainer):
+class FineTuner(ExactSteps):
     """Trainer with our log, our selection and checkpoints that carry a mark when they are whole.
 
     Args:
@@ -137,11 +138,6 @@ class FineTuner(Trainer):
         order = RowOrder(len(cast(Sized, train_dataset or self.train_dataset)), self.args.seed)
         self.add_callback(Epochs(order))
         return order
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing where a resumed run has made all its steps; HF would make one more of an unfinished epoch."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Returns the loss and remembers its parts for the log."""

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -29,13 +29,14 @@ from llava_ohd.llava15.model_dir import load_checkpoint, trained_weights
 from llava_ohd.llava15.weight_names import part_of
 from llava_ohd.progress import Progress
 from llava_ohd.training.epochs import Epochs
+from llava_ohd.training.exact_steps import ExactSteps
 
 __all__ = ["LlavaTrainer", "RowOrder", "curve", "last_checkpoint"]
 
 _POOL = 50  # batches; as HF's own LengthGroupedSampler
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(ExactSteps):
     """Trains one stage.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from llava_ohd import tower
@@ -291,6 +291,38 @@ def test_a_kill_while_saving_loses_that_checkpoint_alone(
     assert "checkpoint-8 is half-written: passed over" in said
     assert f"going on from {tmp_path / 'full/checkpoint-4'}" in said
     assert losses(tmp_path / "full") == losses(trained["full"])
+
+
+def test_a_run_stopped_behind_its_last_step_makes_none_more(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = command("projector", tmp_path / "run", "--max_steps", "8")  # an epoch has 6
+    train(run)
+    before = losses(tmp_path / "run")
+    (tmp_path / "run/ohd.json").unlink()
+    capsys.readouterr()
+    train(run)
+    assert f"going on from {tmp_path / 'run/checkpoint-8'}" in capsys.readouterr().out
+    assert losses(tmp_path / "run") == before
+    assert len(before) == 8
+
+
+def test_full_training_of_a_model_whose_head_is_its_embedding(
+    command: Callable[..., list[str]], encoder: tower.Encoder, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    tied = tmp_path / "tied"
+    shutil.copytree(tiny_llama_dir, tied)
+    weights = load_file(tied / "model.safetensors")
+    weights.pop("lm_head.weight", None)
+    save_file(weights, tied / "model.safetensors", {"format": "pt"})
+    config = json.loads((tied / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tied / "config.json").write_text(json.dumps(config))
+    train(command("full", tmp_path / "run", "--max_steps", "2", "--model_name_or_path", str(tied)))
+    folder = model_dir.read(tmp_path / "run")
+    model: Any = build(model_dir.base_of(folder), encoder)
+    model_dir.load_trained(model, folder)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert not torch.equal(model.lm_head.weight.float(), weights["model.embed_tokens.weight"].float())
 
 
 def test_nan_stops_and_names_the_rows(

@@ -47,7 +47,7 @@ def write(folder: Path, weights: Mapping[str, torch.Tensor], record: dict[str, A
         config = config | {"mm_vision_tower": str(folder.resolve() / "encoder"), "unfreeze_mm_vision_tower": True}
     if record["stage"] == "full":
         names = _write_full(folder, tensors, Path(record["base"]["path"]))
-        config = config | {"torch_dtype": str(tensors["lm_head.weight"].dtype).removeprefix("torch.")}
+        config = config | {"torch_dtype": str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch.")}
     elif record["stage"] in ADAPTER_STAGES:
         adapter = {name: weight for name, weight in tensors.items() if ".lora_" in name}
         rest = {name: weight for name, weight in tensors.items() if name not in adapter}
