@@ -37,6 +37,7 @@ class Packed:
         targets_K: The token that each of them must predict.
         patches_P: Which tokens are patches of an image.
         features_P: The row of the image features that each of them gets, over all images of the batch.
+        last_feature: The last of these; -1 where there are none.
     """
 
     ids_1T: Tensor
@@ -46,6 +47,7 @@ class Packed:
     targets_K: Tensor
     patches_P: Tensor
     features_P: Tensor
+    last_feature: int
 
     def attention(self, kind: str) -> dict[str, Any]:
         """Returns what a layer gets so that its attention of this kind, `ROWS` or flash, keeps the rows apart."""
@@ -76,6 +78,7 @@ def pack(input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Packed:
         raise DataFormatError("a token that is hidden from attention has a label; labels of padding must be -100")
     places = input_ids == IMAGE_TOKEN
     order = places.flatten().cumsum(0).view_as(places) - 1
+    features_P = order[places & shown]
     return Packed(
         ids_1T=input_ids[shown][None],
         positions_1T=(shown.cumsum(1) - 1)[shown][None],
@@ -83,7 +86,8 @@ def pack(input_ids: Tensor, labels: Tensor, attention_mask: Tensor) -> Packed:
         labelled_K=labelled_K,
         targets_K=packed_targets[labelled_K],
         patches_P=places[shown].nonzero().squeeze(1),
-        features_P=order[places & shown],
+        features_P=features_P,
+        last_feature=int(features_P[-1]) if len(features_P) else -1,
     )
 
 
