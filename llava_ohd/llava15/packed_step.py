@@ -24,7 +24,7 @@ from llava_ohd.errors import DataFormatError, ModelFormatError
 from llava_ohd.llava15.labelled_loss import labelled_loss
 from llava_ohd.llava15.packing import ROWS, Packed, distinct, pack
 
-__all__ = ["packed", "tower_features"]
+__all__ = ["packed", "packed_loss", "run_tower", "tower_features"]
 
 
 def packed(model: Any) -> Any:
@@ -64,10 +64,24 @@ def _forward(
     if unknown := more.keys() - {"return_dict", "use_cache"}:
         raise DataFormatError(f"a training batch has {sorted(unknown)}; ids, labels, mask and pixels are expected")
     rows = pack(input_ids, labels, torch.ones_like(input_ids) if attention_mask is None else attention_mask)
-    states_1TC = _embedded(self, rows, pixel_values)
-    states_KC = _run_layers(self.model.language_model, states_1TC, rows)
-    loss = labelled_loss(self.lm_head, states_KC, rows.targets_K, num_items_in_batch)
-    return LlavaCausalLMOutputWithPast(loss=loss)
+    return LlavaCausalLMOutputWithPast(loss=packed_loss(self, rows, pixel_values, num_items_in_batch))
+
+
+def packed_loss(model: Any, rows: Packed, pixels: Tensor | None, count: Tensor | int | None = None) -> Tensor:
+    """Computes the loss of a batch whose padding is out.
+
+    Args:
+        model: LlavaForConditionalGeneration, prepared by `packed`.
+        rows: The batch.
+        pixels: As for `tower_features`; None without images.
+        count: What the loss is divided by; None: the labelled tokens of the batch.
+
+    Raises:
+        DataFormatError: the batch has more image tokens than its images have features.
+    """
+    states_1TC = _embedded(model, rows, pixels)
+    states_KC = _run_layers(model.model.language_model, states_1TC, rows)
+    return labelled_loss(model.lm_head, states_KC, rows.targets_K, count)
 
 
 def _embedded(model: Any, rows: Packed, pixels: Tensor | None) -> Tensor:
@@ -117,12 +131,18 @@ def tower_features(model: Any, pixels: Tensor) -> tuple[Tensor, list[int]]:
     if pixels.shape[1] == 1:
         return pixels[:, 0].to(tower.dtype), list(range(len(pixels)))
     first, which = distinct(pixels)
+    return run_tower(model, pixels if len(first) == len(pixels) else pixels[first]), which
+
+
+def run_tower(model: Any, pixels: Tensor) -> Tensor:
+    """Computes what the projector sees of images (I, 3, S, S), each of them: (I, N, C)."""
+    tower = model.model.vision_tower
     trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in tower.parameters())
     with torch.set_grad_enabled(trains):
-        states = tower.pre_layrnorm(tower.embeddings(pixels if len(first) == len(pixels) else pixels[first]))
+        states: Tensor = tower.pre_layrnorm(tower.embeddings(pixels))
         for layer in _read_layers(tower, model.config.vision_feature_layer):
             states = layer(states, attention_mask=None)
-    return states[:, 1:], which
+    return states[:, 1:]
 
 
 def _read_layers(tower: Any, feature_layer: int) -> nn.ModuleList:

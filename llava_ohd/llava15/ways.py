@@ -68,12 +68,13 @@ class Geometry:
 
 GEOMETRIES = {
     "7b": Geometry(4096, 32, 32, 11008, 1024, 24, 16, 336, 14, 32000, 128),
+    "13b": Geometry(5120, 40, 40, 13824, 1024, 24, 16, 336, 14, 32000, 128),
     "quarter": Geometry(1024, 8, 8, 2752, 256, 6, 4, 336, 14, 32000, 32),
     "eighth": Geometry(512, 4, 4, 1376, 128, 3, 2, 336, 14, 32000, 16),
     "tiny": Geometry(64, 3, 4, 172, 32, 3, 4, 32, 8, 512, 4),
 }
-"""LLaVA-1.5-7B; all its widths, depths and ranks divided by 4 and by 8; a toy. The first three have its 576 image
-tokens, its vocabulary of 32,000 and its 128 (64 in the tower) numbers per head."""
+"""LLaVA-1.5-7B and 13B; all widths, depths and ranks of the 7B divided by 4 and by 8; a toy. All but that have its 576
+image tokens, its vocabulary of 32,000 and its 128 (64 in the tower) numbers per head."""
 
 
 class Way(NamedTuple):
