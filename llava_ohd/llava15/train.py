@@ -136,6 +136,7 @@ class Run:
     def _trainer(self) -> "LlavaTrainer":
         from llava_ohd import tower
         from llava_ohd.llava15.audit import audit
+        from llava_ohd.llava15.averaging import averaging
         from llava_ohd.llava15.data_policy import left_out
         from llava_ohd.llava15.dataset import Batches, Pixels, TrainingRows, distinct_images, read_rows
         from llava_ohd.llava15.examination import Checks
@@ -159,7 +160,7 @@ class Run:
             pixels, collator = cached(pixels, collator, chain.from_iterable(rows["images"]), model, *settings)
         examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
         dataset = examples.dataset(rows)
-        for line in audit(examples, rows, self.training.stage):
+        for line in (*audit(examples, rows, self.training.stage), averaging(self.training)):
             self.say(line)
         return LlavaTrainer(
             model=model,
