@@ -43,7 +43,7 @@ def write_results(
     n: int,
     complete: bool = True,
     encoder: dict[str, str] | None = None,
-    model: dict[str, str] | None = None,
+    model: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Writes results.json atomically.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llava_ohd import tower
 from llava_ohd.answering.recorded import answer_to_file, recorded
@@ -33,7 +34,7 @@ class Session:
     max_new_tokens: int
 
 
-def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str = "") -> dict[str, dict[str, str]]:
+def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str = "") -> dict[str, dict[str, Any]]:
     """Answers all questions into a file; those that the same model has answered there already are not asked again.
 
     Args:
@@ -43,7 +44,7 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
         suffix: Appended to every prompt.
 
     Returns:
-        `encoder` and `model` for `write_results`.
+        `encoder` and `model` for `write_results`; `model` has `swapped` where its encoder was exchanged after training.
 
     Raises:
         EncoderNotFound, ModelNotFound: no such encoder, or no model for it.
@@ -65,6 +66,13 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
             f"{folder.path} was trained on the encoder with digest {folder.encoder['digest'][:12]}, "
             f"not on {session.encoder!r} ({encoder.digest[:12]}); give the encoder that belongs to it, or its own model"
         )
+    if folder.swapped:
+        before = folder.swapped["trained_on"]
+        print(
+            f"swapped: {folder.path.name} was trained on {before.get('name', 'another encoder')} "
+            f"({before['digest'][:12]}) and answers with {session.encoder} ({encoder.digest[:12]}), projector "
+            f"{folder.swapped['projector']}"
+        )
     asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
     decoding = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
     pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
@@ -82,10 +90,10 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
             max_new_tokens=session.max_new_tokens,
             label=f"answering {len(asked)} questions",
         )
-    return {
-        "encoder": {"name": session.encoder, "digest": encoder.digest},
-        "model": {"path": from_home(folder.path), "digest": folder.digest},
-    }
+    model_record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
+    if folder.swapped:
+        model_record["swapped"] = {key: folder.swapped[key] for key in ("trained_on", "projector")}
+    return {"encoder": {"name": session.encoder, "digest": encoder.digest}, "model": model_record}
 
 
 def _picture_sha256(file: Path) -> str:

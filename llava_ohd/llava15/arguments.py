@@ -137,6 +137,7 @@ _TRAINING = (
     "model_max_length",
     "group_by_modality_length",
     "train_sampling_strategy",
+    "average_tokens_across_devices",
 )
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")
 _QUANTIZED = ("quant_type", "double_quant")

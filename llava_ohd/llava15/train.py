@@ -136,6 +136,7 @@ class Run:
     def _trainer(self) -> "LlavaTrainer":
         from llava_ohd import tower
         from llava_ohd.llava15.audit import audit
+        from llava_ohd.llava15.averaging import averaging
         from llava_ohd.llava15.data_policy import left_out
         from llava_ohd.llava15.dataset import Batches, Pixels, TrainingRows, distinct_images, read_rows
         from llava_ohd.llava15.examination import Checks
@@ -159,7 +160,7 @@ class Run:
             pixels, collator = cached(pixels, collator, chain.from_iterable(rows["images"]), model, *settings)
         examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
         dataset = examples.dataset(rows)
-        for line in audit(examples, rows, self.training.stage):
+        for line in (*audit(examples, rows, self.training.stage), averaging(self.training)):
             self.say(line)
         return LlavaTrainer(
             model=model,
@@ -289,8 +290,13 @@ def _projector_sha256(start: Path, encoder: "Encoder") -> str:
     from llava_ohd.llava15.model_dir import projector_file
 
     file = projector_file(start)
-    record = file.parent / "ohd.json"
-    trained_for = read_json(record).get("encoder", {}) if record.is_file() else {}
+    record = read_json(file.parent / "ohd.json") if (file.parent / "ohd.json").is_file() else {}
+    if "swapped" in record:
+        raise ModelFormatError(
+            f"{file} belongs to a model whose encoder was exchanged after training; it was trained for the one with "
+            f"digest {record['swapped']['trained_on']['digest'][:12]}. Run stage projector for this encoder"
+        )
+    trained_for = record.get("encoder", {})
     if trained_for and trained_for.get("digest") != encoder.digest:
         raise ModelFormatError(
             f"{file} was trained for the encoder with digest {str(trained_for.get('digest'))[:12]}, "

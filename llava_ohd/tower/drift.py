@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PERCENTILES", "Drift", "measure"]
+__all__ = ["PERCENTILES", "Drift", "Scatter", "measure"]
 
 PERCENTILES = (1, 5, 50, 95)
 
@@ -38,8 +38,10 @@ class Drift:
     cka: float
 
 
-class _Scatter:
+class Scatter:
     """The centred products A'A, B'B and A'B of two streams of rows, merged batch by batch.
+
+    `rows` is their number, `means` those of A and B, `products` the sums by pair: (0, 0), (1, 1), (0, 1).
 
     Source: Chan, Golub, LeVeque 1979, eq. 2.1 for two samples; nothing large is subtracted from something large.
     """
@@ -50,6 +52,7 @@ class _Scatter:
         self.products: dict[tuple[int, int], Tensor] = {}
 
     def add(self, a_ND: Tensor, b_ND: Tensor) -> None:
+        """Takes in more rows, float64."""
         sides = (a_ND, b_ND)
         means = [side.mean(0) for side in sides]
         centred = [side - mean for side, mean in zip(sides, means, strict=True)]
@@ -64,6 +67,7 @@ class _Scatter:
         self.rows = rows
 
     def cka(self) -> float:
+        """Returns linear CKA of the rows so far."""
         own_a, own_b, both = (float(self.products[pair].square().sum()) for pair in ((0, 0), (1, 1), (0, 1)))
         if own_a == own_b == 0:
             return 1.0  # both constant
@@ -85,7 +89,7 @@ def measure(pairs: Iterable[tuple[Tensor, Tensor]]) -> Drift:
     Raises:
         ValueError: there is no batch.
     """
-    scatter, cosines, images, moved, length = _Scatter(), [], 0, 0.0, 0.0
+    scatter, cosines, images, moved, length = Scatter(), [], 0, 0.0, 0.0
     for a_BND, b_BND in pairs:
         a_ND, b_ND = (x.flatten(0, 1).to("cpu", torch.float64) for x in (a_BND, b_BND))
         images += len(a_BND)

@@ -11,7 +11,7 @@ from pathlib import Path
 from llava_ohd.stages import PORT, Stage
 from llava_ohd.world import MINI_CLIP, MINI_LLAMA
 
-__all__ = ["ENCODERS", "JobConfig", "main_job", "on_photos", "photos_job", "register_all"]
+__all__ = ["ENCODERS", "JobConfig", "main_job", "on_photos", "photos_job", "register_all", "script"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 ZERO2 = CHECKOUT / "zero_configs/zero2.json"
@@ -53,7 +53,8 @@ def _python(*arguments: object) -> tuple[str, ...]:
     return (sys.executable, *map(str, arguments))
 
 
-def _script(name: str, *arguments: object) -> tuple[str, ...]:
+def script(name: str, *arguments: object) -> tuple[str, ...]:
+    """Returns the command that runs a file of the checkout."""
     return _python(CHECKOUT / name, *arguments)
 
 
@@ -74,7 +75,7 @@ def _data(job: JobConfig, *commands: tuple[str, ...], reads: tuple[Path, ...]) -
 def _captions(job: JobConfig, splits: tuple[str, ...]) -> Stage:
     data = job.home / "world"
     commands = [
-        _script(
+        script(
             "scripts/build_ohd_caps.py",
             *("--instances", data / f"annotations/instances_{split}.json"),
             *("--captions", data / f"annotations/captions_{split}.json"),
@@ -88,7 +89,7 @@ def _captions(job: JobConfig, splits: tuple[str, ...]) -> Stage:
 
 def _encoder(job: JobConfig) -> Stage:
     data, out = job.home / "world", job.home / "clip"
-    command = _script(
+    command = script(
         "scripts/finetune_clip.py",
         *("--encoder", "openai", "--data", data / "ohd_caps/train.jsonl", "--images", data / "images"),
         *("--out", out, "--name", "ours", "--loss", job.loss, "--learning_rate", 8e-4),
@@ -105,7 +106,7 @@ def _source(encoder: str) -> tuple[str, ...]:
 
 def _ohd_caps(job: JobConfig, encoder: str, rows: Path) -> Stage:
     data, out = job.home / "world", job.home / "eval" / encoder / "ohd_caps"
-    command = _script(
+    command = script(
         "eval/ohd_caps.py",
         *("--encoder", encoder, "--data", rows, "--images", data / "images", "--out", out, "--seed", job.seed),
     )
@@ -116,7 +117,7 @@ def _ohd_caps(job: JobConfig, encoder: str, rows: Path) -> Stage:
 
 def _zero_shot(job: JobConfig, encoder: str) -> Stage:
     data, out = job.home / "world", job.home / "eval" / encoder / "zero_shot"
-    command = _script(
+    command = script(
         "eval/zero_shot.py",
         *("--encoder", encoder, "--instances", data / "annotations/instances_zero_shot.json"),
         *("--images", data / "images", "--out", out),
@@ -170,7 +171,7 @@ def _lora(job: JobConfig, encoder: str) -> Stage:
 def _answers(job: JobConfig, encoder: str, evaluation: str, *arguments: object, root: str = "eval") -> Stage:
     """Lets the LLaVA on an encoder answer, and scores it; `root` tells apart several sets of one evaluation."""
     out = job.home / root / encoder / evaluation
-    command = _script(f"eval/{evaluation}.py", "--encoder", encoder, *arguments, "--out", out)
+    command = script(f"eval/{evaluation}.py", "--encoder", encoder, *arguments, "--out", out)
     label = f"{evaluation.upper()} of LLaVA on {encoder}"
     name = evaluation if root == "eval" else f"{evaluation}-{root}"
     return Stage(f"{name}-{encoder}", label, (command,), out, (f"lora-{encoder}",), seconds=8, proof="results.json")
@@ -180,7 +181,7 @@ def _report(job: JobConfig, evaluations: tuple[str, ...], *arguments: object, ro
     out = job.home / ("report" if root == "eval" else f"report-{root}")
     curves = [f"encoder/ours={job.home / 'clip/curve.json'}"]
     curves += [f"{s}/{e}={_model(job, e, s) / 'curve.json'}" for s in ("projector", "lora") for e in ENCODERS]
-    command = _script(
+    command = script(
         "scripts/compare.py",
         *("--ours", job.home / root / "ours", "--stock", job.home / root / "openai", "--data", job.home / "world"),
         *("--curves", *curves, "--commands", job.home / "commands.txt", "--out", out, *arguments),
@@ -195,7 +196,7 @@ def main_job(job: JobConfig) -> list[Stage]:
     rows = job.home / "world/ohd_caps/test.jsonl"
     stages = [
         _data(
-            job, _script("scripts/build_world.py", "--data", job.home / "world"), reads=(job.stock, job.language_model)
+            job, script("scripts/build_world.py", "--data", job.home / "world"), reads=(job.stock, job.language_model)
         ),
         _captions(job, ("train", "test")),
         _encoder(job),
@@ -237,7 +238,7 @@ def photos_job(job: JobConfig, photos: Path, tokenizers: Path) -> list[Stage]:
         tokenizers: Folder of the real tokenizers.
     """
     data, models = job.home / "world", job.home / "world/models"
-    build = _script(
+    build = script(
         "scripts/build_photos.py",
         *("--photos", photos.resolve(), "--tokenizers", tokenizers.resolve()),
         *("--data", data, "--models", models, "--seed", job.seed),

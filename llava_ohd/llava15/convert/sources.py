@@ -96,7 +96,7 @@ def with_encoder(parts: Parts, name: str | Path) -> Parts:
         pixels=eyes.pixels,
         encoder=encoder,
         files=(*parts.files, eyes.file),
-        notes=parts.notes | {"trained_on": digest(parts.tower)},
+        notes=parts.notes | {"trained_on": parts.notes.get("trained_on") or digest(parts.tower)},
     )
 
 
@@ -132,7 +132,7 @@ def _open_llava(folder: Path, config: dict[str, Any], base: str | Path | None, e
         max_length=config.get("tokenizer_model_max_length", 2048),
         base=None if stage == "full" else {"path": str(place), "sha256": model_dir.base_sha256(place)},
         files=tuple(file for file in dict.fromkeys([*files, *own, *adapter, eyes.file]) if file),
-        notes={},
+        notes={"trained_on": ours.swapped["trained_on"]["digest"]} if ours and ours.swapped else {},
     )
 
 

@@ -13,16 +13,26 @@ ohd.json, written last: {"format": 1, "kind": "llava", "stage", "encoder": {"pat
                          "base": {"path", "sha256"}, "weights": {file: sha256}, "config": {flags}, "versions"}
 With a trained tower, "encoder" is the one inside, and "trained_from" that which it started as.
 
+A model whose encoder was exchanged after training (swapping.py) is of kind "llava-swapped": "encoder" is the one that
+it runs on, "swapped": {"trained_on": {"name", "digest"}, "source": {"path", "digest"}, "projector": "kept", ...}.
+
 Source: haotian-liu/LLaVA model/builder.py, train/train.py `safe_save_model_for_hf_trainer` @ c121f04.
 """
 
-from llava_ohd.llava15.model_dir.loading import load_projector, load_trained, projector_file, read_projector
-from llava_ohd.llava15.model_dir.record import ModelDir, base_of, base_sha256, encoder_of, read
+from llava_ohd.llava15.model_dir.loading import (
+    load_projector,
+    load_trained,
+    projector_file,
+    read_projector,
+    stored_weights,
+)
+from llava_ohd.llava15.model_dir.record import SWAPPED, ModelDir, base_of, base_sha256, encoder_of, read
 from llava_ohd.llava15.model_dir.trained_weights import load_checkpoint, trained_weights
 from llava_ohd.llava15.model_dir.writing import write
 from llava_ohd.llava15.weight_names import llava_name
 
 __all__ = [
+    "SWAPPED",
     "ModelDir",
     "base_of",
     "base_sha256",
@@ -34,6 +44,7 @@ __all__ = [
     "projector_file",
     "read",
     "read_projector",
+    "stored_weights",
     "trained_weights",
     "write",
 ]

@@ -12,7 +12,7 @@ from llava_ohd.llava15.model_dir.record import ADAPTER_STAGES, ModelDir
 from llava_ohd.llava15.model_dir.weight_files import read_tensors
 from llava_ohd.llava15.weight_names import ADAPTED, PROJECTOR, llava_name
 
-__all__ = ["load_projector", "load_trained", "projector_file", "read_projector"]
+__all__ = ["load_projector", "load_trained", "projector_file", "read_projector", "stored_weights"]
 
 _FILES = ("mm_projector.safetensors", "mm_projector.bin")
 
@@ -53,6 +53,25 @@ def _projector(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {re.sub(r"^.*(?=mm_projector\.)", "", n): w for n, w in weights.items() if "vision_tower." not in n}
 
 
+def stored_weights(folder: ModelDir, part: str = "") -> dict[str, torch.Tensor]:
+    """Reads the weights that a model folder holds, under the names of its files.
+
+    Args:
+        folder: The model folder.
+        part: Only weights with this in their names are read.
+
+    Raises:
+        ModelFormatError: a file is damaged.
+    """
+    if folder.stage == "full":
+        files = sorted(folder.path.glob("model*.safetensors"))
+    elif folder.stage in ADAPTER_STAGES:
+        files = [folder.path / f"{stem}.safetensors" for stem in ("adapter_model", "non_lora_trainables")]
+    else:
+        files = [folder.path / "mm_projector.safetensors"]
+    return {name: weight for file in files for name, weight in read_tensors(file, part).items()}
+
+
 def load_projector(model: nn.Module, weights: Mapping[str, torch.Tensor], source: Path) -> None:
     """Loads a projector, named as `read_projector` does, into a model.
 
@@ -79,13 +98,7 @@ def load_trained(model: nn.Module, folder: ModelDir) -> None:
     Raises:
         ModelFormatError: a weight is missing, too much, or of another shape.
     """
-    if folder.stage == "full":
-        files = sorted(folder.path.glob("model*.safetensors"))
-        weights = {name: w for file in files for name, w in read_tensors(file, "mm_projector.").items()}
-    else:
-        stem = "non_lora_trainables" if folder.stage in ADAPTER_STAGES else "mm_projector"
-        weights = read_tensors(folder.path / f"{stem}.safetensors")
-    load_projector(model, _projector(weights), folder.path)
+    load_projector(model, _projector(stored_weights(folder, "mm_projector.")), folder.path)
     if folder.stage in ADAPTER_STAGES:
         scale = folder.config["lora_alpha"] / folder.config["lora_r"]
         _merge(model, read_tensors(folder.path / "adapter_model.safetensors"), scale, folder.path)

@@ -1,6 +1,6 @@
 """What ohd.json says about a model folder, and whether the folder still is so."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,14 @@ from llava_ohd import tower
 from llava_ohd.errors import EncoderFormatError, EncoderNotFound, ModelFormatError, ModelNotFound
 from llava_ohd.files import read_json, sha256_file, sha256_json
 
-__all__ = ["ADAPTER_STAGES", "FORMAT", "ModelDir", "base_of", "base_sha256", "encoder_of", "read"]
+__all__ = ["ADAPTER_STAGES", "FORMAT", "SWAPPED", "ModelDir", "base_of", "base_sha256", "encoder_of", "read"]
 
 FORMAT = 1
 """Version of the layout that ohd.json states."""
 ADAPTER_STAGES = ("lora", "qlora")
 """Stages that train an adapter."""
+SWAPPED = "llava-swapped"
+"""Kind of a model folder whose encoder is not the one that it was trained on."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class ModelDir:
     Attributes:
         path: The folder, absolute.
         stage: `projector`, `lora`, `qlora` or `full`.
-        encoder: `path`, `digest` and `name` of the encoder it was trained on; `path` is relative to the folder where
-            the tower was trained and lies inside.
+        encoder: `path`, `digest` and `name` of the encoder it runs on, which is the one it was trained on unless
+            `swapped` says otherwise; `path` is relative to the folder where the tower was trained and lies inside.
         base: `path` and `sha256` of the language model that it started from.
         config: Flags that it was trained with.
         digest: SHA-256 of ohd.json, which holds those of the weights.
+        swapped: Where the encoder was put in after training: `trained_on`, with the digest of the encoder that it was
+            trained on, and how the projector came about; else empty.
     """
 
     path: Path
@@ -36,6 +40,7 @@ class ModelDir:
     base: dict[str, str]
     config: dict[str, Any]
     digest: str
+    swapped: dict[str, Any] = field(default_factory=dict)
 
 
 def base_sha256(folder: Path) -> str:
@@ -67,10 +72,11 @@ def read(path: str | Path) -> ModelDir:
             f"{folder} has no ohd.json, which is written last: its training did not end. Run the same command again"
         )
     record = read_json(folder / "ohd.json")
-    if record.get("format") != FORMAT or record.get("kind") != "llava":
+    kinds = (SWAPPED,) if "swapped" in record else ("llava",)
+    if record.get("format") != FORMAT or record.get("kind") not in kinds:
         raise ModelFormatError(
             f"{folder}/ohd.json is format {record.get('format')!r}, kind {record.get('kind')!r}; format {FORMAT}, kind "
-            "'llava' is expected"
+            f"{kinds[0]!r} is expected"
         )
     for name, digest in record["weights"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
@@ -78,11 +84,21 @@ def read(path: str | Path) -> ModelDir:
                 f"{folder / name} is missing or was altered; copy the folder again, or train it again"
             )
     parts = {key: record[key] for key in ("stage", "encoder", "base", "config")}
-    return ModelDir(path=folder.resolve(), digest=sha256_file(folder / "ohd.json"), **parts)
+    return ModelDir(folder.resolve(), digest=sha256_file(folder / "ohd.json"), swapped=_swapped(record), **parts)
+
+
+def _swapped(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what ohd.json says of a swap; a conversion may have made one, too."""
+    if "swapped" in record:
+        return dict(record["swapped"])
+    before = record.get("converted", {}).get("trained_on")
+    if before in (None, record["encoder"]["digest"]):
+        return {}
+    return {"trained_on": {"digest": before}, "projector": "kept"}
 
 
 def encoder_of(folder: ModelDir) -> tower.Encoder:
-    """Finds the encoder that a model was trained on: at its path, or wherever its name leads now.
+    """Finds the encoder that a model runs on: at its path, or wherever its name leads now.
 
     Raises:
         EncoderFormatError: only another encoder is there.
