@@ -29,6 +29,7 @@ __all__ = [
     "mark_complete",
     "read_json",
     "read_jsonl",
+    "read_text",
     "remove_folder",
     "sha256_file",
     "sha256_json",
@@ -203,7 +204,12 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        DataFormatError: missing, a folder, empty, or not UTF-8.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")  # a byte order mark, as Windows writes it, is no part of the text
     except FileNotFoundError:
@@ -223,7 +229,7 @@ def read_json(path: Path) -> Any:
     Raises:
         DataFormatError: missing, empty, or not JSON; the message gives the line.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -253,7 +259,7 @@ def read_jsonl(path: Path, *, unique_keys: bool = False) -> list[dict[str, Any]]
     Raises:
         DataFormatError: missing, empty, not JSON, or a row that is not an object; the message gives the line.
     """
-    text = _read_text(path)
+    text = read_text(path)
     hook = _unique if unique_keys else None
     if text.lstrip().startswith("["):
         try:

@@ -79,7 +79,7 @@ def write_results(
 
 
 def print_metrics(metrics: Iterable[Metric], width: int = 24) -> None:
-    """Prints a line per metric: shares in percent, `length` in words, and what each rests on.
+    """Prints a line per metric: shares in percent, `length` in words, `score` in points, and what each rests on.
 
     Args:
         metrics: The metrics.
@@ -90,8 +90,10 @@ def print_metrics(metrics: Iterable[Metric], width: int = 24) -> None:
 
 
 def metric_line(metric: Metric, width: int = 24) -> str:
-    """Returns the line of `print_metrics`."""
-    shown = f"{metric.value:6.1f} words" if metric.name == "length" else f"{100 * metric.value:6.1f} %"
+    """Returns the line of `print_metrics`; a quotient over nothing has no value."""
+    unit = {"length": "words", "score": "points"}.get(metric.name.rpartition("/")[2])
+    shown = f"{metric.value:6.1f} {unit}" if unit else f"{100 * metric.value:6.1f} %"
+    shown = shown if metric.n else "undefined"
     return f"  {metric.name:{width}} {shown}   n {metric.n}"
 
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from llava_ohd.errors import DataFormatError
 from llava_ohd.records import Metric
 
-__all__ = ["RULES", "Confusion", "Outcome", "Rule", "confusion", "first_word", "official", "rule_of", "strict"]
+__all__ = ["RULES", "Confusion", "Outcome", "Rule", "confusion", "first_word", "official", "strict"]
 
 Outcome = Literal["tp", "fp", "tn", "fn", "lost"]
 
@@ -123,18 +122,6 @@ RULES = {
         Rule("repope", "YanNeu/RePOPE@bcf22e5 src/eval_utils.py", anywhere, "left out"),
     )
 }
-
-
-def rule_of(recorded: str) -> Rule:
-    """Returns the rule that results.json names.
-
-    Raises:
-        DataFormatError: there is none of this name, or it is of another version.
-    """
-    for rule in RULES.values():
-        if str(rule) == recorded:
-            return rule
-    raise DataFormatError(f"the rule {recorded!r} is not one of {'; '.join(map(str, RULES.values()))}; score again")
 
 
 @dataclass(frozen=True)

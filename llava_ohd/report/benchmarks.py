@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from llava_ohd.errors import DataFormatError
 from llava_ohd.evals import chair, pope
 from llava_ohd.evals.answers import read_answers
-from llava_ohd.evals.yes_no import rule_of
 from llava_ohd.files import read_jsonl
 from llava_ohd.report.statistics import Array, Statistic
 from llava_ohd.results import read_results
@@ -172,14 +171,15 @@ def _pope_measures() -> tuple[Measure, ...]:
 def read_pope(folder: Path, truth: Truth) -> Run:
     """Reads a POPE folder; counts are tp, fp, tn, fn, lost of each split by the rule of the record, (I, 15).
 
+    Of a rule that is not known here there are only the values.
+
     Raises:
         AnswersMismatch: the answers are not those to the questions.
-        DataFormatError: the record names no rule that is known.
     """
     record, answers = read_results(folder / "results.json"), folder / "answers.jsonl"
-    if truth.questions is None or not answers.exists():
+    rule = next((rule for rule in pope.RULES.values() if str(rule) == record["rule"]), None)
+    if truth.questions is None or rule is None or not answers.exists():
         return Run(folder, record)
-    rule = rule_of(record["rule"])
     texts = pope.answers_for(truth.questions, read_answers(answers))
     rows = {image: row for row, image in enumerate(dict.fromkeys(q.image for q in truth.questions))}
     counts = np.zeros((len(rows), len(pope.SPLITS) * len(_POPE_COUNTS)), np.int64)

@@ -13,7 +13,6 @@ from PIL import Image
 from llava_ohd.errors import ImageError
 from llava_ohd.evals.chair import Vocabulary
 from llava_ohd.evals.pope import PopeQuestion
-from llava_ohd.evals.yes_no import rule_of
 from llava_ohd.report.benchmarks import Run, Truth
 from llava_ohd.report.comparison import Pairs
 
@@ -54,11 +53,10 @@ class Card:
 def flips(questions: Sequence[PopeQuestion], ours: Run, stock: Run) -> list[Flip]:
     """Finds the questions that only one model answers right; a question in several splits counts once."""
     found: dict[tuple[str, str], Flip] = {}
-    rule = rule_of(ours.record["rule"])  # both are of one rule, or they are not compared
     for question in questions:
         texts = ours.answers[question.id], stock.answers[question.id]
         present = question.label != "no"
-        right = [rule.outcome(text, question.label) in ("tp", "tn") for text in texts]
+        right = [run.right[f"{question.split}/accuracy"][question.id] for run in (ours, stock)]
         if right[0] != right[1]:
             flip = Flip(question.image, question.prompt, present, *texts, right[0])
             found[question.image, question.prompt] = flip
