@@ -1,8 +1,8 @@
 """Which answer belongs to which of POPE's questions, in every form that answer files have.
 
 1. Ids of this package (`random/7`), or LLaVA's (10000007) where the prompt is there to check: by id.
-2. Image and question, no usable id (OHD-Caps' files): by these. An (image, question) that several splits share needs
-   one answer, or as many as there are questions.
+2. Image and question, no usable id (OHD-Caps' files): by these. A question that several splits share has as many
+   answers, or every question has one.
 3. Questions alone (POPE's files): by order, if every question from the first to the last is that of the set.
 
 A split without any answer is not scored; one with a part of its answers is refused.
@@ -104,13 +104,13 @@ def _by_image(questions: Sequence[PopeQuestion], rows: Sequence[RecordedAnswer])
     keys = {question.id: (question.image, bare(question.prompt)) for question in questions}
     asked = [question for part in _answered_parts(questions, keys, texts) for question in part]
     wanted = Counter(keys[question.id] for question in asked)
+    once = all(len(said) == 1 for said in texts.values())  # each distinct question was asked once, for all splits
     missing = [f"{q.id!r} {keys[q.id]}" for q in asked if keys[q.id] not in texts]
     extra = [str(key) for key in texts if key not in wanted]
-    twice = [
-        f"{key} has {len(said)} answers for {wanted[key]} questions"
-        for key, said in texts.items()
-        if key in wanted and len(said) not in (1, wanted[key])
-    ]
+    counts = {key: (len(said), 1 if once else wanted[key]) for key, said in texts.items() if key in wanted}
+    shown = {key: f"{key} has {given} answers for {needed} questions" for key, (given, needed) in counts.items()}
+    missing += [shown[key] for key, (given, needed) in counts.items() if given < needed]
+    twice = [shown[key] for key, (given, needed) in counts.items() if given > needed]
     if missing or extra or twice:
         raise mismatch(len(asked), missing, extra, twice)
     _check_order_does_not_matter(asked, keys, texts)

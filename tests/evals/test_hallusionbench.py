@@ -70,7 +70,7 @@ def test_ids_and_texts_do_as_well(tmp_path):
     write_jsonl(tmp_path / "ids.jsonl", answers[2:])  # those without an image need no answer
     assert values == {m.name: m.value for m in bench.score(questions, bench.read_answers(tmp_path / "ids.jsonl"))}
     write_jsonl(tmp_path / "ids.jsonl", answers[3:])
-    with pytest.raises(AnswersMismatch, match="5 of 6 questions answered. 1 missing, first: 'VS_map_1_0_1_0'"):
+    with pytest.raises(AnswersMismatch, match=r"5 of 6 questions answered\. 1 missing, first: 'VS_map_1_0_1_0'"):
         bench.score(questions, bench.read_answers(tmp_path / "ids.jsonl"))
 
 

@@ -47,7 +47,7 @@ def test_the_first_four_characters(text, verdict):
 
 
 def test_points(tmp_path):
-    """existence all right; count one of two right; position a third of the images right; color nothing."""
+    """Existence all right; count one of two right; position a third of the images right; color nothing."""
     for task, answers in {
         "existence": [("Yes", "No")],
         "count": [("yes", "Yes")],
@@ -91,7 +91,7 @@ def test_what_is_refused(tmp_path, text, error, message):
 
 
 def test_too_many_images_and_no_task(tmp_path):
-    with pytest.raises(DataFormatError, match="none of existence.txt"):
+    with pytest.raises(DataFormatError, match=r"none of existence\.txt"):
         mme.read_answers(tmp_path)
     write(tmp_path, "color", [("Yes", "No")], images=31)
     with pytest.raises(AnswersMismatch, match="31 images; MME's color has 30"):

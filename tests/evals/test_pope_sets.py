@@ -147,9 +147,9 @@ def test_by_image_and_question(name, data, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ohd_rows(questions))
     rows = read_answers(tmp_path / "a.jsonl")
     assert values(pope.evaluate(questions, rows[::-1], name))["f1_macro"] == 1.0
-    with pytest.raises(AnswersMismatch, match="missing|answers for"):
+    with pytest.raises(AnswersMismatch, match=r"missing"):
         pope.evaluate(questions, rows[:-1], name)
-    with pytest.raises(AnswersMismatch, match="answers for"):
+    with pytest.raises(AnswersMismatch, match="more than once"):
         pope.evaluate(questions, [*rows, rows[1]], name)
 
 
@@ -206,7 +206,7 @@ def test_a_part_of_a_split_is_shown_as_missing():
     rows = [RecordedAnswer("", right(q), q.image, q.prompt) for q in questions]
     assert set(pope.evaluate(questions, rows[:2]).answers) == {"random/0", "random/1"}
     del rows[0], rows[1]
-    with pytest.raises(AnswersMismatch, match=r"1 of 4|3 of 4|missing"):
+    with pytest.raises(AnswersMismatch, match="missing"):
         pope.evaluate(questions, rows)
 
 
