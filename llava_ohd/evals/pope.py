@@ -125,7 +125,8 @@ class Scored:
             for split, (part, whole) in self.answered.items()
             if part < whole
         ]
-        own = [metric_line(metric) for metric in self.metrics if not metric.name.startswith("by_")]
+        shown = [metric for metric in self.metrics if not metric.name.startswith("by_")]
+        own = [metric_line(metric, max(len(metric.name) for metric in shown)) for metric in shown]
         return "\n".join([*lines, *own, *([_table(self.metrics, self.rule)] if self.all_rules else [])])
 
 
