@@ -19,6 +19,7 @@ SETTINGS = hypothesis.settings(
     max_examples=60,
     deadline=None,
     derandomize=True,
+    database=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 OBJECTS = ("cup", "apple", "dog", "ball", "tree", "key", "lamp", "ring")
