@@ -1,13 +1,16 @@
 """POPE: does the model say that an object is there which is not?
 
-Paper:    Li et al., EMNLP 2023, arXiv 2305.10355.
-Rule:     official (AoiDragon/POPE@08d957b evaluate.py; the same in LLaVA eval_pope.py @ c121f04).
-Metrics:  per split (random, popular, adversarial) accuracy, precision, recall, f1 (higher), yes_ratio (describes);
-          f1_macro (mean of the three F1: LLaVA's "POPE"), accuracy_macro, f1_pooled.
-Quirks:   an answer without the words "no" or "not" in its first sentence counts as yes, even an empty one. LLaVA
+Paper:    Li et al., EMNLP 2023, arXiv 2305.10355; RePOPE: arXiv 2504.15707.
+Rule:     --rule official (AoiDragon/POPE@08d957b evaluate.py; the same in LLaVA eval_pope.py @ c121f04), strict,
+          vlmevalkit, lmms-eval, repope (sources: llava_ohd/evals/yes_no.py); --all-rules prints them side by side.
+Metrics:  per split accuracy, precision, recall, f1 (higher), yes_ratio (describes); f1_macro (mean of the three F1:
+          LLaVA's "POPE"), accuracy_macro, f1_pooled (lmms-eval's, VLMEvalKit's); for coco repope/*, the corrected
+          labels. unparsed (no plain yes or no), label_yes_ratio, always_yes/*, always_no/* describe.
+Quirks:   by the official rule an answer without "no" or "not" in its first sentence is a yes, even an empty one. LLaVA
           appends "Answer the question using a single word or phrase.": --suffix does, the world asks the bare question.
-Inputs:   --encoder ours|openai|NAME|PATH (its LLaVA model, or --model), --set world|DIR; --answers FILE scores only.
-Outputs:  OUT/answers.jsonl, OUT/results.json.
+Inputs:   --encoder ours|openai|NAME|PATH (its LLaVA model, or --model); --set NAME (under $LLAVA_OHD_DATA) or DIR;
+          --answers FILE ... scores only: ours, LLaVA's, POPE's or OHD-Caps' form, one file or one per split.
+Outputs:  OUT/answers.jsonl (of a model), OUT/results.json.
 Command:  python eval/pope.py --encoder ours
 Cost:     half a minute on the embedded world; scoring alone needs no torch and a second.
 """
@@ -17,37 +20,41 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd.errors import exit_on_error
-from llava_ohd.evals import pope
+from llava_ohd.evals import pope, pope_sets
 from llava_ohd.evals.answers import read_answers
-from llava_ohd.home import evaluation_folder, from_home, home
-from llava_ohd.results import print_metrics, write_results
+from llava_ohd.home import evaluation_folder, from_home
+from llava_ohd.results import write_results
+
+
+def parse() -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out")
+    add("--model", type=Path, help="LLaVA model folder (default: the one registered for the encoder)")
+    add("--set", default="world", help=f"{', '.join(pope_sets.SETS)}, or a folder with pope/, images/ (default: world)")
+    add("--prefix", default="", help="how the question files begin, where pope/ holds several sets")
+    add("--images", type=Path, help="folder of the images (default: images/ of the set)")
+    add("--suffix", action="store_true", help="append LLaVA's demand for a single word or phrase")
+    add("--rule", choices=sorted(pope.RULES), default="official", help="how answers are read (default: official)")
+    add("--all-rules", action="store_true", help="score by the other rules too, and print them side by side")
+    add("--partial", action="store_true", help="RePOPE from answers to coco-2910, which lack 87 of its questions")
+    add("--answers", type=Path, nargs="+", metavar="FILE", help="score these answers instead of answering")
+    add("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
+    add("--out", type=Path, help="default: eval/ENCODER/pope in the home folder; with --answers FILE, FILE_scored/")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out"
-    )
-    parser.add_argument("--model", type=Path, help="LLaVA model folder (default: the one registered for the encoder)")
-    parser.add_argument("--set", default="world", help="world, or a folder with pope/ and images/ (default: world)")
-    parser.add_argument("--prefix", default="", help="how the question files begin, where pope/ holds several sets")
-    parser.add_argument("--images", type=Path, help="folder of the images (default: images/ of the set)")
-    parser.add_argument("--suffix", action="store_true", help="append LLaVA's demand for a single word or phrase")
-    parser.add_argument("--answers", type=Path, help="score these answers instead of answering")
-    parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
-    parser.add_argument(
-        "--out", type=Path, help="default: eval/ENCODER/pope in the home folder; with --answers FILE, FILE_scored/"
-    )
-    given = parser.parse_args()
+    given = parse()
     with exit_on_error():
         if given.answers is None:
             from llava_ohd.tower.names import expect
 
             expect(given.encoder)  # what is wrong with the encoder is said first
-        folder = home() / "world" if given.set == "world" else Path(given.set)
-        questions = pope.read_questions(folder / "pope" if (folder / "pope").is_dir() else folder, given.prefix)
-        beside = given.answers.with_name(f"{given.answers.stem}_scored") if given.answers else None
+        folder, questions = pope_sets.locate(given.set), pope_sets.read_set(given.set, given.prefix)
+        beside = given.answers[0].with_name(f"{given.answers[0].stem}_scored") if given.answers else None
         out = given.out or beside or evaluation_folder(given.encoder, "pope", given.set != "world")
         source: dict[str, Any] = {}
         asked: dict[str, Any] = {}  # how answers of others came about is not known
@@ -57,19 +64,14 @@ def main() -> None:
             session = Session(given.encoder, given.model, given.images or folder / "images", given.max_new_tokens)
             source = ask(session, questions, out / "answers.jsonl", pope.SUFFIX if given.suffix else "")
             asked = {"suffix": given.suffix, "max_new_tokens": given.max_new_tokens}
-        metrics = pope.score(questions, read_answers(given.answers or out / "answers.jsonl"))
-        write_results(
-            out / "results.json",
-            metrics,
-            evaluation="pope",
-            rule=pope.RULE,
-            data_set=from_home(folder),
-            n=len(questions),
-            settings={"prefix": given.prefix} | asked,
-            **source,
-        )
-        print(f"POPE, {given.answers or given.encoder}, {folder}")
-        print_metrics(metrics)
+        rows = [row for file in given.answers or [out / "answers.jsonl"] for row in read_answers(file)]
+        scored = pope.evaluate(questions, rows, given.set, given.rule, given.all_rules, given.partial)
+        source |= {"data_set": given.set if given.set in pope_sets.SETS else from_home(folder), "evaluation": "pope"}
+        source |= {"settings": {"prefix": given.prefix} | asked, "rule": str(pope.RULES[given.rule])}
+        n, complete = len(scored.answers), scored.complete
+        write_results(out / "results.json", scored.metrics, n=n, complete=complete, **source)
+        print(f"POPE, {', '.join(map(str, given.answers or [given.encoder]))}, {given.set}, rule {given.rule}")
+        print(scored)
         print(f"results: {out / 'results.json'}")
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "mark_complete",
     "read_json",
     "read_jsonl",
+    "read_text",
     "remove_folder",
     "sha256_file",
     "sha256_json",
@@ -203,9 +204,14 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        DataFormatError: missing, a folder, empty, or not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark, as Windows writes it, is no part of the text
     except FileNotFoundError:
         raise DataFormatError(f"{path} does not exist; give the path of an existing file") from None
     except IsADirectoryError:
@@ -223,30 +229,52 @@ def read_json(path: Path) -> Any:
     Raises:
         DataFormatError: missing, empty, or not JSON; the message gives the line.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataFormatError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataFormatError(f"{path} is not JSON: {_why_not_json(error)}") from None
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def _why_not_json(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)  # a number of thousands of digits
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs][:9]}")
+    return found
+
+
+def read_jsonl(path: Path, *, unique_keys: bool = False) -> list[dict[str, Any]]:
     """Reads JSON Lines (also files named `.json` that hold one object per line) or one JSON array of objects.
+
+    Args:
+        path: The file.
+        unique_keys: Refuses an object that has a key twice; the last one would count silently.
 
     Raises:
         DataFormatError: missing, empty, not JSON, or a row that is not an object; the message gives the line.
     """
-    text = _read_text(path)
+    text = read_text(path)
+    hook = _unique if unique_keys else None
     if text.lstrip().startswith("["):
-        rows = read_json(path)
+        try:
+            rows = json.loads(text, object_pairs_hook=hook)
+        except (ValueError, RecursionError) as error:
+            raise DataFormatError(f"{path} is not JSON: {_why_not_json(error)}") from None
     else:
         rows = []
         for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
             if line.strip():
                 try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise DataFormatError(f"{path} line {number} is not JSON: {error.msg}") from None
+                    rows.append(json.loads(line, object_pairs_hook=hook))
+                except (ValueError, RecursionError) as error:
+                    why = error.msg if isinstance(error, json.JSONDecodeError) else _why_not_json(error)
+                    raise DataFormatError(f"{path} line {number} is not JSON: {why}") from None
     if not rows:
         raise DataFormatError(f"{path} has no rows")
     for number, row in enumerate(rows, 1):

@@ -17,7 +17,7 @@ from llava_ohd.errors import DataFormatError
 from llava_ohd.files import read_json, write_json
 from llava_ohd.records import Metric
 
-__all__ = ["differences", "print_metrics", "read_results", "versions", "write_results"]
+__all__ = ["differences", "metric_line", "print_metrics", "read_results", "versions", "write_results"]
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "pillow", "tokenizers")
 
@@ -79,15 +79,22 @@ def write_results(
 
 
 def print_metrics(metrics: Iterable[Metric], width: int = 24) -> None:
-    """Prints a line per metric: shares in percent, `length` in words, and what each rests on.
+    """Prints a line per metric: shares in percent, `length` in words, `score` in points, and what each rests on.
 
     Args:
         metrics: The metrics.
         width: Columns of the names.
     """
     for metric in metrics:
-        shown = f"{metric.value:6.1f} words" if metric.name == "length" else f"{100 * metric.value:6.1f} %"
-        print(f"  {metric.name:{width}} {shown}   n {metric.n}")
+        print(metric_line(metric, width))
+
+
+def metric_line(metric: Metric, width: int = 24) -> str:
+    """Returns the line of `print_metrics`; a quotient over nothing has no value."""
+    unit = {"length": "words", "score": "points"}.get(metric.name.rpartition("/")[2])
+    shown = f"{metric.value:6.1f} {unit}" if unit else f"{100 * metric.value:6.1f} %"
+    shown = shown if metric.n else "undefined"
+    return f"  {metric.name:{width}} {shown}   n {metric.n}"
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
 from llava_ohd.files import read_jsonl
 from llava_ohd.records import Answer, Question
 
-__all__ = ["RecordedAnswer", "join", "read_answers"]
+__all__ = ["RecordedAnswer", "join", "mismatch", "read_answers", "same_image"]
 
 
 @dataclass(frozen=True)
 class RecordedAnswer(Answer):
-    """An answer as it stands in a file, with what was asked, where the file says so.
+    """An answer as it stands in a file, with what was asked, where the file says so; the id is "" where there is none.
 
     Attributes:
         image: File name of the image, or None.
@@ -31,19 +32,43 @@ class RecordedAnswer(Answer):
 
 
 def read_answers(path: Path) -> list[RecordedAnswer]:
-    """Reads `answers.jsonl` of this package or of LLaVA: `question_id`, `text`, optionally `image` and `prompt`.
+    """Reads answers in the form of this package or LLaVA, of POPE, or of OHD-Caps; JSON Lines or one array.
+
+    This package and LLaVA: `question_id`, `text` (the answer), optionally `image` and `prompt`. POPE: `question`,
+    `answer`. OHD-Caps: the question's row (`question_id`, `image`, `text`: the question) with `answer`.
 
     Raises:
-        DataFormatError: missing, empty, not JSON Lines, or a row without `question_id` or a `text` that is text.
+        DataFormatError: missing, empty, not JSON Lines, or a row that is none of the three.
     """
-    answers = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        if "question_id" not in row or not isinstance(row.get("text"), str):
-            raise DataFormatError(
-                f"{path} row {number} has the keys {sorted(row)}; question_id and text (a string) are expected"
-            )
-        answers.append(RecordedAnswer(str(row["question_id"]), row["text"], row.get("image"), row.get("prompt")))
-    return answers
+    return [_recorded(path, number, row) for number, row in enumerate(read_jsonl(path, unique_keys=True), 1)]
+
+
+def _recorded(path: Path, number: int, row: dict[str, Any]) -> RecordedAnswer:
+    if "answer" in row:
+        name, text, prompt = row.get("question_id", ""), row["answer"], row.get("question", row.get("text"))
+        known = prompt is not None
+    else:
+        name, text, prompt = row.get("question_id"), row.get("text"), row.get("prompt")
+        known = name is not None
+    if not known or not isinstance(text, str):
+        raise DataFormatError(
+            f"{path} row {number} has the keys {sorted(row)[:9]}; question_id and text (a string) are expected, or "
+            "question and answer"
+        )
+    image = row.get("image")
+    if (
+        not isinstance(name, str | int)
+        or isinstance(name, bool)
+        or not all(value is None or isinstance(value, str) for value in (image, prompt))
+    ):
+        raise DataFormatError(
+            f"{path} row {number}: the question_id must be a number or text, image and prompt must be text"
+        )
+    try:
+        "".join(value for value in (str(name), text, image, prompt) if value).encode()
+    except UnicodeEncodeError as error:
+        raise DataFormatError(f"{path} row {number} has half a character (a lone surrogate): {error}") from None
+    return RecordedAnswer(str(name), text, image, prompt)
 
 
 def join(
@@ -78,15 +103,22 @@ def join(
         if name in by_id and not _same(question, by_id[name], same_prompt)
     ]
     if missing or extra or twice or other:
-        raise AnswersMismatch(_message(len(questions), missing, extra, twice, other))
+        raise mismatch(len(questions), missing, extra, twice, other)
     return [by_id[question.id].text for question in questions]
+
+
+def same_image(name: str, given: str) -> bool:
+    """Says whether a path that an answer file gives is that of an image of the set, in whatever folder."""
+    given, name = given.replace("\\", "/"), name.lstrip("/")
+    return given == name or given.endswith(f"/{name}")
 
 
 def _same(question: Question, answer: Answer, same_prompt: Callable[[str], str]) -> bool:
     if not isinstance(answer, RecordedAnswer):
         return True
-    same_image = answer.image is None or answer.image == question.image
-    return same_image and (answer.prompt is None or same_prompt(answer.prompt) == same_prompt(question.prompt))
+    if answer.image is not None and not same_image(question.image, answer.image):
+        return False
+    return answer.prompt is None or same_prompt(answer.prompt) == same_prompt(question.prompt)
 
 
 def _shown(question: Question) -> str:
@@ -94,17 +126,30 @@ def _shown(question: Question) -> str:
 
 
 def _asked(answer: Answer) -> str:
-    return f"{getattr(answer, 'image', None) or 'image not given'}: {getattr(answer, 'prompt', None)!r}"
+    return f"{getattr(answer, 'image', None) or 'image not given'}: {_short(getattr(answer, 'prompt', None))}"
 
 
-def _message(total: int, missing: list[str], extra: list[str], twice: list[str], other: list[str]) -> str:
+def _short(text: object) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 160 else f"{shown[:157]}..."
+
+
+def mismatch(
+    total: int,
+    missing: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    twice: Sequence[str] = (),
+    other: Sequence[str] = (),
+) -> AnswersMismatch:
+    """Makes the error from what is missing, left over, given twice, and to another question, each shown as text."""
     parts = [f"{total - len(missing)} of {total} questions answered"]
-    for count, kind, remedy in (
+    for found, kind, remedy in (
         (missing, "missing", "answer again with the same --out, it goes on where it stopped"),
         (extra, "without a question", "score them against the question set they were made from"),
         (twice, "answered more than once", "delete the answers file and answer again"),
         (other, "to a different question", "use the version of the question files that was answered"),
     ):
-        if count:
-            parts.append(f"{len(count)} {kind}, first: {'; '.join(count[:3])} ({remedy})")
-    return ". ".join(parts) + ". Nothing was scored."
+        if found:
+            shown = "; ".join(text if len(text) <= 400 else f"{text[:397]}..." for text in found[:3])
+            parts.append(f"{len(found)} {kind}, first: {shown} ({remedy})")
+    return AnswersMismatch(". ".join(parts) + ". Nothing was scored.")

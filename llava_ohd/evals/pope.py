@@ -1,223 +1,63 @@
 """POPE: does the model say that an object is there? Three splits that differ in how the absent object is chosen.
 
-Paper: arXiv 2305.10355. Rule: AoiDragon/POPE evaluate.py @ 08d957b, the same in LLaVA eval_pope.py @ c121f04.
-Accuracy, precision, recall, F1: higher is better; the yes ratio describes. "Yes" is the positive class.
+Paper: arXiv 2305.10355. Rule: AoiDragon/POPE evaluate.py @ 08d957b, the same in LLaVA eval_pope.py @ c121f04; four
+others in `yes_no`. Accuracy, precision, recall, F1: higher is better; the yes ratio describes. "Yes" is the positive
+class.
 
 Properties of the published metric that are kept: anything without the bare word "no" or "not" in the first sentence is
 a yes (also "", "None", "NO", "**No**"); "Yes or no" is a no; a label counts as negative only if it is exactly "no".
 
-One difference: where a quotient is 0/0 (every answer "no": no precision) the official script stops with
-ZeroDivisionError; here the value is 0 and the metric's n is 0.
+Two differences: where a quotient is 0/0 (every answer "no": no precision) the official script stops with
+ZeroDivisionError; here the value is 0 and the metric's n is 0. And lmms-eval's yes ratio is that of the labels, always
+0.5; here it is that of the answers under every rule.
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from llava_ohd.errors import DataFormatError
-from llava_ohd.evals.answers import RecordedAnswer, join
-from llava_ohd.evals.pope_questions import STRATEGIES as SPLITS
-from llava_ohd.files import read_jsonl
-from llava_ohd.records import Answer, Metric, Question
+from llava_ohd.errors import AnswersMismatch, LlavaOhdError
+from llava_ohd.evals.answers import mismatch
+from llava_ohd.evals.pope_answers import SUFFIX, answers_for, bare, match
+from llava_ohd.evals.pope_sets import SETS, SPLITS, PopeQuestion, read_questions, read_set
+from llava_ohd.evals.yes_no import RULES, Confusion, Rule, confusion, strict
+from llava_ohd.evals.yes_no import official as says_yes
+from llava_ohd.records import Answer, Metric
+from llava_ohd.results import metric_line
 
 __all__ = [
     "RULE",
+    "RULES",
     "SPLITS",
     "SUFFIX",
     "Confusion",
     "PopeQuestion",
+    "Scored",
     "answers_for",
     "confusion",
+    "evaluate",
     "read_questions",
     "says_yes",
     "score",
 ]
 
-RULE = "official (AoiDragon/POPE@08d957b evaluate.py)"
-SUFFIX = "\nAnswer the question using a single word or phrase."
-_LLAVA_FIRST_ID = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
+RULE = str(RULES["official"])
+_OVER_ALL = ("f1_macro", "accuracy_macro", "f1_pooled", "accuracy_pooled")
 
 
-@dataclass(frozen=True)
-class PopeQuestion(Question):
-    """A question with its label; the id is `<split>/<question_id>`.
-
-    Attributes:
-        split: `random`, `popular` or `adversarial`.
-        label: "no", or anything else for yes.
-    """
-
-    split: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Answers counted against labels; "yes" is positive."""
-
-    tp: int
-    fp: int
-    tn: int
-    fn: int
-
-    def __add__(self, other: "Confusion") -> "Confusion":
-        return Confusion(self.tp + other.tp, self.fp + other.fp, self.tn + other.tn, self.fn + other.fn)
-
-    @property
-    def n(self) -> int:
-        """Number of answers."""
-        return self.tp + self.fp + self.tn + self.fn
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return _ratio(self.tp + self.tn, self.n)
-
-    @property
-    def precision(self) -> float:
-        """Share of "yes" answers that are right; 0 if there is none."""
-        return _ratio(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float:
-        """Share of present objects that are seen; 0 if there is none."""
-        return _ratio(self.tp, self.tp + self.fn)
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 if both are 0."""
-        return _ratio(2 * self.precision * self.recall, self.precision + self.recall)
-
-    @property
-    def yes_ratio(self) -> float:
-        """Share of "yes" answers."""
-        return _ratio(self.tp + self.fp, self.n)
-
-    def metrics(self, prefix: str) -> list[Metric]:
-        """Returns the five metrics, named `<prefix>/<name>`."""
-        return [
-            Metric(f"{prefix}/accuracy", self.accuracy, self.n, "higher"),
-            Metric(f"{prefix}/precision", self.precision, self.tp + self.fp, "higher"),
-            Metric(f"{prefix}/recall", self.recall, self.tp + self.fn, "higher"),
-            Metric(f"{prefix}/f1", self.f1, self.n, "higher"),
-            Metric(f"{prefix}/yes_ratio", self.yes_ratio, self.n, "none"),
-        ]
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def says_yes(text: str) -> bool:
-    """Reads an answer by the official rule.
-
-    The text before the first "." is freed of "," and split at single spaces; it is a no if one piece is exactly
-    "No", "no" or "not", else a yes.
-
-    Source: AoiDragon/POPE evaluate.py @ 08d957b.
-    """
-    pieces = text.split(".")[0].replace(",", "").split(" ")
-    return not any(word in pieces for word in ("No", "no", "not"))
-
-
-def confusion(texts: Iterable[str], labels: Iterable[str]) -> Confusion:
-    """Counts answers against labels, both in the same order.
-
-    Raises:
-        ValueError: there are more of one than of the other.
-    """
-    counts = {(said, true): 0 for said in (True, False) for true in (True, False)}
-    for text, label in zip(texts, labels, strict=True):
-        counts[says_yes(text), label != "no"] += 1
-    return Confusion(counts[True, True], counts[True, False], counts[False, False], counts[False, True])
-
-
-def read_questions(folder: Path, prefix: str = "") -> list[PopeQuestion]:
-    """Reads the three files `{prefix}_pope_{random,popular,adversarial}.json` of a folder (JSON Lines or one array).
-
-    Args:
-        folder: The folder; other files in it do no harm.
-        prefix: How the file names begin; needed only where the folder holds several sets.
-
-    Returns:
-        The questions, split by split, in file order.
-
-    Raises:
-        DataFormatError: not exactly one file per split, a row without the four keys, or an id used twice.
-    """
-    questions: list[PopeQuestion] = []
-    for split in SPLITS:
-        path = _split_file(folder, prefix, split)
-        for number, row in enumerate(read_jsonl(path), 1):
-            try:
-                name, image, text, label = (row[key] for key in ("question_id", "image", "text", "label"))
-            except KeyError as error:
-                raise DataFormatError(
-                    f"{path} row {number} lacks {error}; question_id, image, text and label are expected"
-                ) from None
-            if not all(isinstance(value, str) for value in (image, text, label)):
-                raise DataFormatError(f"{path} row {number}: image, text and label must be text")
-            questions.append(PopeQuestion(f"{split}/{name}", image, text, split, label))
-    if len({question.id for question in questions}) < len(questions):
-        raise DataFormatError(f"{folder}: a question_id occurs twice in one file; answers could not be told apart")
-    return questions
-
-
-def _split_file(folder: Path, prefix: str, split: str) -> Path:
-    if not folder.is_dir():
-        raise DataFormatError(
-            f"{folder} is not a folder; give one with POPE's question files (the embedded world's: `make quickstart`)"
-        )
-    found = sorted(folder.glob(f"{prefix}*pope*_{split}.json"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise DataFormatError(
-            f"{folder} must hold one file *_pope_{split}.json{f' that begins with {prefix!r}' if prefix else ''}; "
-            f"found: {names}. Give the folder with all three splits, and the prefix if it holds several sets."
-        )
-    return found[0]
-
-
-def answers_for(questions: Sequence[PopeQuestion], answers: Iterable[Answer]) -> list[str]:
-    """Finds the answer to each question; ids as here (`random/7`) or as in LLaVA's files (10000007).
-
-    Raises:
-        AnswersMismatch: the answers are not exactly those to the questions.
-    """
-    return join(questions, [_with_own_id(answer) for answer in answers], same_prompt=_bare)
-
-
-def _with_own_id(answer: Answer) -> Answer:
-    # A bare number says too little: another version of the files has other questions under it. So the prompt must
-    # be there to check.
-    prompt = getattr(answer, "prompt", None)
-    if not answer.question_id.isdigit() or prompt is None:
-        return answer
-    number = int(answer.question_id)
-    split, first = max(
-        ((split, first) for split, first in _LLAVA_FIRST_ID.items() if first < number or first == 0),
-        key=lambda row: row[1],
-    )
-    return RecordedAnswer(f"{split}/{number - first}", answer.text, getattr(answer, "image", None), prompt)
-
-
-def _bare(prompt: str) -> str:
-    """Takes away what does not make another question: LLaVA's suffix, and the old files' typo "imange"."""
-    bare = prompt.replace("<image>", "").replace(SUFFIX, "").replace("imange", "image")
-    return re.sub(r"\s+", " ", bare).strip()
-
-
-def score(questions: Sequence[PopeQuestion], answers: Iterable[Answer]) -> list[Metric]:
-    """Scores answers by the official rule.
+def score(questions: Sequence[PopeQuestion], answers: Iterable[Answer], rule: Rule = RULES["official"]) -> list[Metric]:
+    """Scores answers.
 
     Args:
         questions: All questions of the set, or those of some splits.
         answers: Exactly one answer to each question, in any order.
+        rule: How answers are read.
 
     Returns:
         `<split>/accuracy|precision|recall|f1|yes_ratio`, then `f1_macro` and `accuracy_macro` (unweighted means over
-        the splits; LLaVA's "POPE 85.9" is the former) and `f1_pooled` (all answers counted together).
+        the splits; LLaVA's "POPE 85.9" is the former), `f1_pooled` and `accuracy_pooled` (all answers counted
+        together; the former is lmms-eval's and VLMEvalKit's number). Describing: `unparsed`, the share of answers that
+        are no plain yes or no whatever the rule makes of them; `label_yes_ratio`; and what constant answers get,
+        `always_yes/...`, `always_no/...`.
 
     Raises:
         AnswersMismatch: the answers are not exactly those to the questions.
@@ -226,14 +66,158 @@ def score(questions: Sequence[PopeQuestion], answers: Iterable[Answer]) -> list[
     if not questions:
         raise ValueError("there are no questions to score")
     texts = answers_for(questions, answers)
+    n = len(texts)
+    constant = [
+        replace(metric, name=f"always_{word.lower()}/{metric.name}", better="none")
+        for word in ("Yes", "No")
+        for metric in _metrics(questions, [word] * n, rule)
+        if metric.name in _OVER_ALL
+    ]
+    return [
+        *_metrics(questions, texts, rule),
+        Metric("unparsed", sum(strict(text) is None for text in texts) / n, n, "none"),
+        Metric("label_yes_ratio", sum(question.label != "no" for question in questions) / n, n, "none"),
+        *constant,
+    ]
+
+
+def _metrics(questions: Sequence[PopeQuestion], texts: Sequence[str], rule: Rule) -> list[Metric]:
     counts = {}
     for split in dict.fromkeys(question.split for question in questions):
         rows = [(t, q.label) for t, q in zip(texts, questions, strict=True) if q.split == split]
-        counts[split] = confusion((text for text, _ in rows), (label for _, label in rows))
-    pooled = sum(counts.values(), Confusion(0, 0, 0, 0))
+        counts[split] = confusion((text for text, _ in rows), (label for _, label in rows), rule)
+    pooled = sum(counts.values(), Confusion())
     return [
-        *(metric for split, part in counts.items() for metric in part.metrics(split)),
+        *(metric for split, part in counts.items() for metric in part.metrics(f"{split}/")),
         Metric("f1_macro", sum(part.f1 for part in counts.values()) / len(counts), pooled.n, "higher"),
         Metric("accuracy_macro", sum(part.accuracy for part in counts.values()) / len(counts), pooled.n, "higher"),
         Metric("f1_pooled", pooled.f1, pooled.n, "higher"),
+        Metric("accuracy_pooled", pooled.accuracy, pooled.n, "higher"),
     ]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one answer file gives on one set.
+
+    Attributes:
+        metrics: As `score`; RePOPE's beside COCO's as `repope/...`, other rules' as `by_<rule>/...`.
+        answers: Text by question id.
+        answered: For each split how many questions are answered, and how many it has.
+        rule: Whose names have no prefix.
+        all_rules: Whether the others are there.
+    """
+
+    metrics: list[Metric]
+    answers: dict[str, str]
+    answered: dict[str, tuple[int, int]]
+    rule: str = "official"
+    all_rules: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question of every split is answered."""
+        return all(part == whole for part, whole in self.answered.values())
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {split}: {part} of {whole} answered (NOT COMPLETE)"
+            for split, (part, whole) in self.answered.items()
+            if part < whole
+        ]
+        shown = [metric for metric in self.metrics if not metric.name.startswith("by_")]
+        own = [metric_line(metric, max(len(metric.name) for metric in shown)) for metric in shown]
+        return "\n".join([*lines, *own, *([_table(self.metrics, self.rule)] if self.all_rules else [])])
+
+
+def evaluate(
+    questions: Sequence[PopeQuestion],
+    answers: Sequence[Answer],
+    name: str = "",
+    rule: str = "official",
+    all_rules: bool = False,
+    partial: bool = False,
+) -> Scored:
+    """Joins a file of answers to a set, and scores the splits that it answers.
+
+    Args:
+        questions: The whole set.
+        answers: Of the file.
+        name: Which published set it is; with `coco` RePOPE's labels are scored beside, with `repope` the answers may
+            be those to either version of COCO's set.
+        rule: A key of `RULES`.
+        all_rules: Scores by the others too.
+        partial: Scores RePOPE from answers to `coco-2910` too, which lack 87 of its questions.
+
+    Raises:
+        AnswersMismatch: the answers are not exactly those to the questions of one or more splits.
+    """
+    found = _relabelled(name, questions, answers, partial)
+    kept = [question for question in questions if question.id in found]
+    own = [Answer(question.id, found[question.id]) for question in kept]
+    splits = list(dict.fromkeys(question.split for question in questions))
+    parts = {split: [question.id in found for question in questions if question.split == split] for split in splits}
+    answered = {split: (sum(rows), len(rows)) for split, rows in parts.items()}
+    metrics = score(kept, own, RULES[rule])
+    if all_rules:
+        others = (rule_of for key, rule_of in RULES.items() if key != rule)
+        metrics += [
+            replace(metric, name=f"by_{other.name}/{metric.name}", better="none")
+            for other in others
+            for metric in _metrics(kept, [answer.text for answer in own], other)
+        ]
+    if all(part for part, _ in answered.values()):
+        metrics += _repope_beside(questions, found, RULES[rule]) if name == "coco" else []
+    else:  # a mean over some of the splits would pass for the mean over all
+        metrics = [metric for metric in metrics if metric.name.rpartition("/")[2] not in _OVER_ALL]
+    return Scored(metrics, found, answered, rule, all_rules)
+
+
+def _relabelled(
+    name: str, questions: Sequence[PopeQuestion], answers: Sequence[Answer], partial: bool
+) -> dict[str, str]:
+    """Matches answers to the set, or to another one of which it is a part with other labels."""
+    try:
+        return match(questions, answers)
+    except AnswersMismatch as error:
+        first = error
+    for base in SETS[name].answered_as if name in SETS else ():
+        try:
+            theirs = read_set(base)
+            found = match(theirs, answers)
+        except LlavaOhdError:
+            continue
+        by_key = {(q.split, q.image, bare(q.prompt)): found[q.id] for q in theirs if q.id in found}
+        splits = {split for split, _, _ in by_key}
+        asked = {q.id: (q.split, q.image, bare(q.prompt)) for q in questions if q.split in splits}
+        missing = [f"{key!r} {where}" for key, where in asked.items() if where not in by_key]
+        if missing and not partial:
+            raise AnswersMismatch(
+                f"{mismatch(len(asked), missing)} They are answers to {base}, which lacks these; --partial scores the "
+                "others, marked as not complete"
+            )
+        return {key: by_key[where] for key, where in asked.items() if where in by_key}
+    raise first
+
+
+def _repope_beside(questions: Sequence[PopeQuestion], found: Mapping[str, str], rule: Rule) -> list[Metric]:
+    try:
+        corrected = read_set("repope")
+    except LlavaOhdError:  # RePOPE's files are not there
+        return []
+    by_key = {(q.split, q.image, bare(q.prompt)): found[q.id] for q in questions}
+    texts = [by_key[question.split, question.image, bare(question.prompt)] for question in corrected]
+    return [replace(metric, name=f"repope/{metric.name}") for metric in _metrics(corrected, texts, rule)]
+
+
+def _table(metrics: Iterable[Metric], rule: str) -> str:
+    """Returns the rules side by side, in percent; `rule` is the one that has no prefix."""
+    values = {metric.name: metric.value for metric in metrics}
+    columns = [f"{split}/{part}" for split in SPLITS for part in ("accuracy", "f1")] + list(_OVER_ALL[:3])
+    shown = [column for column in columns if column in values]
+    lines = ["  ".join([f"{'rule':12}", *(f"{column:>{max(7, len(column))}}" for column in shown)])]
+    for key in [rule, *(other for other in RULES if other != rule)]:
+        prefix = "" if key == rule else f"by_{key}/"
+        cells = [f"{100 * values[prefix + column]:.1f}" for column in shown]
+        lines.append("  ".join([f"{key:12}", *(f"{c:>{max(7, len(n))}}" for c, n in zip(cells, shown, strict=True))]))
+    return "\n".join(lines)

@@ -22,7 +22,7 @@ from llava_ohd.results import read_results
 
 __all__ = ["BENCHMARKS", "Benchmark", "Measure", "Run", "Truth", "read_truth"]
 
-_POPE_COUNTS = 4  # tp, fp, tn, fn
+_POPE_COUNTS = ("tp", "fp", "tn", "fn", "lost")  # of `yes_no.Confusion`; few rules lose an answer
 
 
 @dataclass(frozen=True)
@@ -127,22 +127,22 @@ def _share(part: tuple[int, ...], whole: tuple[int, ...], totals: Array) -> Arra
 
 
 def _f1(totals: Array) -> Array:
-    """Harmonic mean of precision and recall, 2 tp / (2 tp + fp + fn). Totals (..., 4) of tp, fp, tn, fn -> (...)."""
+    """Harmonic mean of precision and recall, 2 tp / (2 tp + fp + fn). Totals (..., 5) as `_POPE_COUNTS` -> (...)."""
     return _share((0, 0), (0, 0, 1, 3), totals)
 
 
-_ACCURACY: Statistic = partial(_share, (0, 2), (0, 1, 2, 3))
+_ACCURACY: Statistic = partial(_share, (0, 2), (0, 1, 2, 3, 4))
 _PARTS: dict[str, tuple[Statistic, Literal["higher", "none"]]] = {
     "accuracy": (_ACCURACY, "higher"),
     "f1": (_f1, "higher"),
     "precision": (partial(_share, (0,), (0, 1)), "higher"),
     "recall": (partial(_share, (0,), (0, 3)), "higher"),
-    "yes_ratio": (partial(_share, (0, 1), (0, 1, 2, 3)), "none"),
+    "yes_ratio": (partial(_share, (0, 1), (0, 1, 2, 3, 4)), "none"),
 }
 
 
 def _split(position: int, statistic: Statistic, totals: Array) -> Array:
-    return statistic(totals[..., position * _POPE_COUNTS : (position + 1) * _POPE_COUNTS])
+    return statistic(totals[..., position * len(_POPE_COUNTS) : (position + 1) * len(_POPE_COUNTS)])
 
 
 def _macro(statistic: Statistic, totals: Array) -> Array:
@@ -150,7 +150,7 @@ def _macro(statistic: Statistic, totals: Array) -> Array:
 
 
 def _pooled(statistic: Statistic, totals: Array) -> Array:
-    return statistic(totals.reshape(*totals.shape[:-1], len(pope.SPLITS), _POPE_COUNTS).sum(-2))
+    return statistic(totals.reshape(*totals.shape[:-1], len(pope.SPLITS), len(_POPE_COUNTS)).sum(-2))
 
 
 def _pope_measures() -> tuple[Measure, ...]:
@@ -169,23 +169,27 @@ def _pope_measures() -> tuple[Measure, ...]:
 
 
 def read_pope(folder: Path, truth: Truth) -> Run:
-    """Reads a POPE folder; counts are tp, fp, tn, fn of each split, (I, 12).
+    """Reads a POPE folder; counts are tp, fp, tn, fn, lost of each split by the rule of the record, (I, 15).
+
+    Of a rule that is not known here there are only the values.
 
     Raises:
         AnswersMismatch: the answers are not those to the questions.
     """
     record, answers = read_results(folder / "results.json"), folder / "answers.jsonl"
-    if truth.questions is None or not answers.exists():
+    rule = next((rule for rule in pope.RULES.values() if str(rule) == record["rule"]), None)
+    if truth.questions is None or rule is None or not answers.exists():
         return Run(folder, record)
     texts = pope.answers_for(truth.questions, read_answers(answers))
     rows = {image: row for row, image in enumerate(dict.fromkeys(q.image for q in truth.questions))}
-    counts = np.zeros((len(rows), len(pope.SPLITS) * _POPE_COUNTS), np.int64)
+    counts = np.zeros((len(rows), len(pope.SPLITS) * len(_POPE_COUNTS)), np.int64)
     right: dict[str, dict[str, bool]] = {}
     for question, text in zip(truth.questions, texts, strict=True):
-        said, present = pope.says_yes(text), question.label != "no"
-        kind = (0 if present else 1) if said else (3 if present else 2)
-        counts[rows[question.image], pope.SPLITS.index(question.split) * _POPE_COUNTS + kind] += 1
-        right.setdefault(f"{question.split}/accuracy", {})[question.id] = said == present
+        outcome = rule.outcome(text, question.label)
+        if outcome is not None:
+            place = pope.SPLITS.index(question.split) * len(_POPE_COUNTS) + _POPE_COUNTS.index(outcome)
+            counts[rows[question.image], place] += 1
+        right.setdefault(f"{question.split}/accuracy", {})[question.id] = outcome in ("tp", "tn")
     ids = (question.id for question in truth.questions)
     return Run(folder, record, tuple(rows), counts, right, dict(zip(ids, texts, strict=True)))
 

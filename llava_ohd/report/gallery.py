@@ -12,7 +12,7 @@ from PIL import Image
 
 from llava_ohd.errors import ImageError
 from llava_ohd.evals.chair import Vocabulary
-from llava_ohd.evals.pope import PopeQuestion, says_yes
+from llava_ohd.evals.pope import PopeQuestion
 from llava_ohd.report.benchmarks import Run, Truth
 from llava_ohd.report.comparison import Pairs
 
@@ -56,7 +56,7 @@ def flips(questions: Sequence[PopeQuestion], ours: Run, stock: Run) -> list[Flip
     for question in questions:
         texts = ours.answers[question.id], stock.answers[question.id]
         present = question.label != "no"
-        right = [says_yes(text) == present for text in texts]
+        right = [run.right[f"{question.split}/accuracy"][question.id] for run in (ours, stock)]
         if right[0] != right[1]:
             flip = Flip(question.image, question.prompt, present, *texts, right[0])
             found[question.image, question.prompt] = flip

@@ -82,7 +82,7 @@ def test_f1_of_the_counts_is_that_of_the_rule():
     """Closed form against precision and recall, also where they are 0/0."""
     pope = next(benchmark for benchmark in BENCHMARKS if benchmark.name == "pope")
     f1 = next(measure for measure in pope.measures if measure.name == "popular/f1").statistic
-    totals = np.array([[0] * 4 + [3, 1, 4, 2] + [9] * 4, [0] * 12], float)
+    totals = np.array([[0] * 5 + [3, 1, 4, 2, 7] + [9] * 5, [0] * 15], float)
     assert f1(totals) == pytest.approx([2 * 0.75 * 0.6 / 1.35, 0])
 
 

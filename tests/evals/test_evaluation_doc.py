@@ -1,0 +1,64 @@
+"""The table "why your number differs": its answers are made as the page says, and its numbers come out of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llava_ohd.evals import hallusionbench, pope, pope_sets
+from llava_ohd.evals.answers import RecordedAnswer, read_answers
+from llava_ohd.evals.yes_no import RULES, Confusion
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = REPOSITORY.parent / "shared/data"
+PAGE = (REPOSITORY / "docs/evaluation.md").read_text()
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Runs the page's code, and scores what it wrote."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LLAVA_OHD_DATA", str(DATA))
+    patch.chdir(tmp_path_factory.mktemp("page"))
+    exec(PAGE.split("```python")[1].split("```")[0], {})
+    sets = {}
+    for name in ("coco", "coco-2910"):
+        answers = read_answers(Path(f"{name}.jsonl"))
+        scored = pope.evaluate(pope_sets.read_set(name), answers, name, all_rules=True)
+        sets[name] = {metric.name: 100 * metric.value for metric in scored.metrics}
+    patch.undo()
+    return sets
+
+
+def row(start: str) -> str:
+    return next(line for line in PAGE.splitlines() if line.startswith(f"| {start}")).split("|")[2]
+
+
+@pytest.mark.parametrize(("start", "part"), [("the rule that", "f1_macro"), ("the same, accuracy", "accuracy_macro")])
+def test_rules(found, start, part):
+    shown = dict(re.findall(r"([\w-]+) ([\d.]+)", row(start)))
+    values = {name: found["coco"][("" if name == "official" else f"by_{name}/") + part] for name in RULES}
+    assert shown == {name: f"{value:.1f}" for name, value in values.items()}
+
+
+def test_other_rows(found):
+    coco, old = found["coco"], found["coco-2910"]
+    assert row("F1 or accuracy") == f" F1 {coco['f1_macro']:.1f}, accuracy {coco['accuracy_macro']:.1f} "
+    counts = [Confusion(1183, wrong, right, 317) for wrong, right in ((31, 1379), (59, 1441), (117, 1383))]
+    macro, pooled = sum(part.f1 for part in counts) / 3, sum(counts, Confusion()).f1
+    assert row("mean of three") == f" macro {100 * macro:.2f}, pooled {100 * pooled:.2f} "
+    assert row("3000 or 2910") == f" coco {coco['random/f1']:.1f}, coco-2910 {old['random/f1']:.1f} "
+    assert row("RePOPE's labels") == f" POPE {coco['f1_macro']:.1f}, RePOPE {coco['repope/f1_macro']:.1f} "
+    constant = [coco[f"always_{name}"] for name in ("yes/f1_macro", "yes/accuracy_macro", "no/f1_macro")]
+    shown = [float(value) for value in re.findall(r"\d+\.\d", row("one constant answer, POPE"))]
+    assert shown == [round(value, 1) for value in constant]
+    assert f"`unparsed` ({coco['unparsed']:.1f} here)" in PAGE
+
+
+def test_constant_answers_to_hallusionbench():
+    questions = hallusionbench.read_questions(DATA / "hallusionbench/HallusionBench.json")
+    said = [RecordedAnswer(question.id, "No") for question in questions]
+    values = {metric.name: 100 * metric.value for metric in hallusionbench.score(questions, said)}
+    shown = f"aAcc {values['a_acc']:.1f}, fAcc {values['f_acc']:.1f}, qAcc {values['q_acc']:.1f}"
+    assert row("one constant answer, HallusionBench") == f" always no {shown} "
