@@ -1,7 +1,7 @@
 """Where trained encoders and models are looked for.
 
 `$LLAVA_OHD_HOME` if set; else `runs/` of the checkout that the package is imported from, so that two checkouts never
-mix their encoders; else (installed from a wheel) `~/.cache/llava_ohd`.
+mix their encoders; else (installed from a wheel) `~/.cache/llava_ohd`. Benchmark files: `$LLAVA_OHD_DATA`.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_ohd.errors import LlavaOhdError
 
-__all__ = ["evaluation_folder", "from_home", "home"]
+__all__ = ["data_folder", "evaluation_folder", "from_home", "home"]
 
 
 def home() -> Path:
@@ -20,6 +20,27 @@ def home() -> Path:
     if (checkout / "pyproject.toml").is_file():
         return checkout / "runs"
     return Path.home() / ".cache" / "llava_ohd"
+
+
+def data_folder(wanted: str) -> Path:
+    """Returns the folder of benchmark files, `$LLAVA_OHD_DATA`.
+
+    Args:
+        wanted: What is looked for in it, for the message.
+
+    Raises:
+        LlavaOhdError: the variable is not set, or names no folder.
+    """
+    given = os.environ.get("LLAVA_OHD_DATA")
+    if not given:
+        raise LlavaOhdError(
+            f"{wanted} is looked for in $LLAVA_OHD_DATA, which is not set; set it to a folder that "
+            "`python scripts/download_benchmarks.py` has filled"
+        )
+    folder = Path(given).expanduser().resolve()
+    if not folder.is_dir():
+        raise LlavaOhdError(f"{wanted}: $LLAVA_OHD_DATA is {given}, which is no folder; set it to an existing one")
+    return folder
 
 
 def from_home(path: str | Path) -> str:
