@@ -1,15 +1,14 @@
 """CHAIR: how many of the objects that the model mentions are not in the image?
 
 Paper:    Rohrbach et al., EMNLP 2018, arXiv 1809.02156.
-Rule:     --rule pattern: LisaAnne/Hallucination@6e4d33c utils/chair.py (the POPE paper's too); wordnet:
-          shikiw/OPERA@61426ef chair.py; exact: words as they stand. --all-rules prints them side by side.
+Rule:     --rule pattern (LisaAnne/Hallucination@6e4d33c utils/chair.py), wordnet (shikiw/OPERA@61426ef chair.py), exact.
 Metrics:  chair_i (share of mentioned objects that are not there), chair_s (share of captions with such a one): lower is
           better; recall: higher; length (words) describes.
 Quirks:   a model that says little hallucinates little: read recall and length, too. docs/evaluation_chair.md has more.
 Inputs:   --encoder ours|openai|NAME|PATH (its LLaVA model, or --model) on --set world|DIR; or --captions FILE, which
           scores captions that are there, on --set coco (2014, under $LLAVA_OHD_DATA; for pattern and wordnet), world
           (for exact), a file of objects, or DIR with annotations/{instances,captions}_SPLIT.json.
-Outputs:  OUT/answers.jsonl (of a model), OUT/results.json with counts by object.
+Outputs:  OUT/answers.jsonl (of a model), OUT/results.json.
 Command:  python eval/chair.py --captions captions.jsonl --rule pattern --out runs/chair
 Cost:     half a minute on the embedded world; scoring alone needs no torch and a second, wordnet several and NLTK.
 """
@@ -22,7 +21,6 @@ from llava_ohd.evals import chair, chair_run
 from llava_ohd.evals.chair_protocol import Protocol
 from llava_ohd.home import evaluation_folder
 from llava_ohd.records import Question
-from llava_ohd.results import print_metrics
 
 
 def parse() -> argparse.Namespace:
@@ -59,22 +57,22 @@ def main() -> None:
 
             expect(given.encoder)  # what is wrong with the encoder is said first
         data, rule = chair_run.choose(given.set, given.rule, given.split, given.captions is not None, given.nltk_data)
-        out, source = given.out or given.captions and given.captions.with_name(f"{given.captions.stem}_scored"), {}
-        asked = {"prompt": given.prompt, "max_new_tokens": given.max_new_tokens}
+        beside = given.captions.with_name(f"{given.captions.stem}_scored") if given.captions else None
+        out = given.out or beside or evaluation_folder(given.encoder, "chair", given.set not in (None, "world"))
+        asked, source = {}, {}  # how captions of others came about is not known
         if given.captions is None:
             from llava_ohd.answering.session import Session, ask
 
-            out = out or evaluation_folder(given.encoder, "chair", given.set not in (None, "world"))
             questions = [Question(*row, given.prompt) for row in data.images()[: given.limit]]
             session = Session(given.encoder, given.model, given.images or data.folder / "images", given.max_new_tokens)
             source = ask(session, questions, out / "answers.jsonl")
+            asked = {"prompt": given.prompt, "max_new_tokens": given.max_new_tokens}
         protocol = Protocol(given.image_list, given.max_tokens, given.tokenizer, given.drop_unfinished)
         said = chair.read_captions(given.captions or out / "answers.jsonl")
         scored = chair_run.evaluate(said, data, rule, protocol, given.limit, given.all_rules, given.nltk_data)
-        scored.write(out / "results.json", asked if source else {}, **source)
+        scored.write(out / "results.json", asked, **source)
         print(f"CHAIR, {given.captions or given.encoder}, {data.name}, rule {rule}, {len(scored.rows)} captions")
-        print_metrics(chair.metrics(scored.rows))
-        print(*scored.lines(given.objects), sep="\n")
+        scored.show(given.objects)
         print(f"results: {out / 'results.json'}")
 
 

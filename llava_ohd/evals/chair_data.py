@@ -5,6 +5,7 @@ the same word rule. Or a prepared file, {"categories": [node words], "images": {
 as it follows from the tables of Maxlinn/CHAIR-metric-standalone @ 640c507 (rule "pattern", all 123,287 images of 2014).
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def open_set(given: str, split: str = "test", nltk_data: Path | None = None) -> 
 
     Raises:
         LlavaOhdError: `$LLAVA_OHD_DATA` is needed and not set.
-        DataFormatError: no synonyms file.
+        DataFormatError: no such folder, or no synonyms file.
     """
     if given == COCO or given.endswith(".json"):
         path = data_folder("CHAIR's ground truth") / "chair/coco2014_gt_objects.json" if given == COCO else Path(given)
@@ -182,6 +183,8 @@ def open_set(given: str, split: str = "test", nltk_data: Path | None = None) -> 
         return ChairSet(name, path.parent, vocabulary, lambda _: read_objects(path, vocabulary))
     folder = home() / "world" if given == "world" else Path(given)
     instances, captions = (folder / f"annotations/{kind}_{split}.json" for kind in ("instances", "captions"))
+    if not folder.is_dir():
+        raise DataFormatError(f"{folder} is not a folder; give world, coco, a .json file of objects, or COCO's folder")
     vocabulary = read_synonyms(folder / "synonyms.txt" if given == "world" else _synonyms(folder))
 
     def truth(rule: str) -> dict[str, frozenset[str]]:
@@ -191,6 +194,7 @@ def open_set(given: str, split: str = "test", nltk_data: Path | None = None) -> 
 
 
 def _synonyms(folder: Path) -> Path:
-    """Returns the synonyms file of a folder, or where it has none, COCO's."""
-    own = folder / "synonyms.txt"
-    return own if own.is_file() else data_folder(f"{own} does not exist; a synonyms file") / "chair/synonyms.txt"
+    """Returns the synonyms file of a folder, or where it has none, COCO's under `$LLAVA_OHD_DATA`."""
+    own, home_of_data = folder / "synonyms.txt", os.environ.get("LLAVA_OHD_DATA")
+    common = Path(home_of_data).expanduser() / "chair/synonyms.txt" if home_of_data else own
+    return own if own.is_file() or not common.is_file() else common

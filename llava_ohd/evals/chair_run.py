@@ -11,7 +11,7 @@ from llava_ohd.evals.chair_data import COCO, Caption, ChairSet, coco_id, open_se
 from llava_ohd.evals.chair_protocol import Protocol
 from llava_ohd.files import sha256_json
 from llava_ohd.records import Metric
-from llava_ohd.results import write_results
+from llava_ohd.results import print_metrics, write_results
 
 __all__ = ["Scored", "choose", "evaluate"]
 
@@ -90,16 +90,15 @@ class Scored:
             **source,
         )
 
-    def lines(self, objects: bool = False) -> list[str]:
-        """Returns what the command prints beside the metrics: those of the other rules, and the counts by object."""
-        found = {self.rule: chair.metrics(self.rows), **self.others}
-        lines = chair.side_by_side(found) if self.others else []
-        length = chair.published_length(self.rows)
-        if length is not None:
-            lines.append(f"  length as papers print it beside {self.rule}: {length:.1f}")
-        if not self.complete:
-            lines.append("  NOT COMPLETE: fewer captions than images")
-        return lines + (chair.object_lines(chair.by_object(self.rows)) if objects else [])
+    def show(self, objects: bool = False) -> None:
+        """Prints the metrics, those of the other rules beside them, and the counts by object if asked for."""
+        found, length = chair.metrics(self.rows), chair.published_length(self.rows)
+        print_metrics(found)
+        lines = [] if length is None else [f"  length as papers print it beside this rule: {length:.1f}"]
+        lines += [] if self.complete else ["  NOT COMPLETE: fewer captions than images"]
+        lines += chair.side_by_side({self.rule: found, **self.others}) if self.others else []
+        for line in lines + (chair.object_lines(chair.by_object(self.rows)) if objects else []):
+            print(line)
 
 
 def evaluate(
