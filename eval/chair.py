@@ -1,7 +1,7 @@
 """CHAIR: how many of the objects that the model mentions are not in the image?
 
 Paper:    Rohrbach et al., EMNLP 2018, arXiv 1809.02156.
-Rule:     --rule pattern (LisaAnne/Hallucination@6e4d33c utils/chair.py), wordnet (shikiw/OPERA@61426ef chair.py), exact.
+Rule:     pattern (LisaAnne/Hallucination@6e4d33c utils/chair.py), wordnet (shikiw/OPERA@61426ef chair.py), exact.
 Metrics:  chair_i (share of mentioned objects that are not there), chair_s (share of captions with such a one): lower is
           better; recall: higher; length (words) describes.
 Quirks:   a model that says little hallucinates little: read recall and length, too. docs/evaluation_chair.md has more.
