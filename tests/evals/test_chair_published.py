@@ -73,7 +73,7 @@ def test_counts_of_the_public_implementations(name, rule, truth, vocabulary):
 
 def test_ground_truth_from_coco_files_is_the_prepared_one(truth, vocabulary):
     """On the 128 photos whose instances are at hand (train2017 has the ids of 2014); captions can only add objects."""
-    instances = SHARED / "data/photos/coco128/annotations/instances_coco128.json"
+    instances = SHARED / "data/photos/coco128/annotations/instances_train2017.json"
     if not instances.is_file():
         pytest.skip(f"{instances} is not there")
     found = chair.read_ground_truth(instances, None, vocabulary, rule="pattern")
