@@ -12,7 +12,7 @@ as the synonyms file has them between ", ": an entry in capitals or with a blank
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -153,7 +153,7 @@ def tokens(text: str) -> list[str]:
     return _CLITIC.sub(r" \1", _APART.sub(r" \g<0> ", text.lower())).split()
 
 
-def _joined(words: "map[str] | list[str]") -> list[str]:
+def _joined(words: Iterable[str]) -> list[str]:
     """Joins two neighbours that are one object, from left to right."""
     given, found, position = list(words), [], 0
     while position < len(given):

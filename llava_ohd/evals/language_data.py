@@ -15,7 +15,7 @@ _DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
 
 
 def load_nltk(what: str, folder: Path | None = None) -> Any:
-    """Imports NLTK and shows it where data may lie: `folder`, then nltk_data/ of $LLAVA_OHD_DATA, then its own places.
+    """Imports NLTK and shows it its data: `folder` before its own places, or nltk_data/ of $LLAVA_OHD_DATA after them.
 
     Args:
         what: Needs NLTK, for the message.
@@ -31,9 +31,10 @@ def load_nltk(what: str, folder: Path | None = None) -> Any:
     if folder is not None and not folder.is_dir():
         raise MissingDependency(f"{folder} is not a folder; give one with NLTK's {', '.join(_DATA)}")
     home = os.environ.get("LLAVA_OHD_DATA")
+    place = str((folder or Path(home or ".") / "nltk_data").resolve())
     if folder is not None:
-        nltk.data.path.insert(0, str(folder.resolve()))
-    elif home and (place := str(Path(home).resolve() / "nltk_data")) not in nltk.data.path:
+        nltk.data.path[:] = [place, *(other for other in nltk.data.path if other != place)]
+    elif home and place not in nltk.data.path:
         nltk.data.path.append(place)
     return nltk
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -71,20 +72,38 @@ def test_protocol_options(data, tmp_path):
     assert record["settings"]["drop_unfinished"]
 
 
-def test_all_rules_side_by_side(data, tmp_path):
+def test_all_rules_side_by_side(data, tmp_path, monkeypatch, capsys):
     pytest.importorskip("nltk")
     folder = REPOSITORY.parent / "shared/data/nltk_data"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
+    monkeypatch.setenv("LLAVA_OHD_DATA", str(data))
     arguments = ("--captions", captions(tmp_path), "--set", "coco", "--all-rules", "--nltk_data", folder)
-    printed = run(data, *arguments).splitlines()
-    table = {
-        line.split()[0]: line.split()[1:] for line in printed if line.split()[0] in ("pattern", "exact", "wordnet")
-    }
+    monkeypatch.setattr(sys, "argv", ["chair.py", *map(str, arguments)])
+    runpy.run_path(str(REPOSITORY / "eval/chair.py"), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if row[0] in ("pattern", "exact", "wordnet")}
     assert {rule: row[-1] for rule, row in table.items()} == {"pattern": "4", "exact": "5", "wordnet": "5"}
     assert table["wordnet"][:2] == ["40.00", "100.00"]
     other = json.loads((tmp_path / "said_scored/results.json").read_text())["details"]["other_rules"]
     assert other["exact"]["chair_i"] == 0.6
+
+
+def test_a_folder_of_coco(data, tmp_path):
+    """Reference captions are read by the rule that reads the captions; a part of the images is marked."""
+    images = [{"id": number, "file_name": f"COCO_val2014_{number:012}.jpg"} for number in (1, 2, 3)]
+    record = {"images": images, "categories": [{"id": 1, "name": "dog"}], "annotations": []}
+    write_json(tmp_path / "coco/annotations/instances_val2014.json", record)
+    told = {"images": images, "annotations": [{"image_id": 1, "caption": "Dogs on benches."}]}
+    write_json(tmp_path / "coco/annotations/captions_val2014.json", told)
+    arguments = ("--captions", captions(tmp_path), "--set", tmp_path / "coco", "--split", "val2014")
+    assert "NOT COMPLETE" in run(data, *arguments, "--rule", "pattern")
+    scored = json.loads((tmp_path / "said_scored/results.json").read_text())
+    assert scored["metrics"]["chair_i"] == {"value": 0.5, "n": 4, "better": "lower"}
+    assert not scored["complete"]
+    assert "NOT COMPLETE" not in run(data, *arguments, "--limit", "2")
+    scored = json.loads((tmp_path / "said_scored/results.json").read_text())
+    assert scored["metrics"]["recall"] == {"value": 0.0, "n": 0, "better": "higher"}  # exact: "dogs" is no dog
 
 
 @pytest.mark.parametrize(
