@@ -28,6 +28,7 @@ __all__ = [
     "locked",
     "mark_complete",
     "read_json",
+    "read_json_objects",
     "read_jsonl",
     "read_text",
     "remove_folder",
@@ -280,6 +281,31 @@ def read_jsonl(path: Path, *, unique_keys: bool = False) -> list[dict[str, Any]]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataFormatError(f"{path} row {number} is {type(row).__name__}; an object is expected")
+    return rows
+
+
+def read_json_objects(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON objects one after another, each over one or several lines (so also JSON Lines), or one JSON array.
+
+    Raises:
+        DataFormatError: missing, empty, not JSON, or a row that is not an object; the message gives the line.
+    """
+    text = _read_text(path)
+    if text.lstrip().startswith("["):
+        return read_jsonl(path)
+    rows: list[dict[str, Any]] = []
+    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
+    place = len(text) - len(text.lstrip())
+    while place < len(text):
+        try:
+            row, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataFormatError(f"{path} line {text.count(chr(10), 0, place) + 1} is not JSON: {why}") from None
+        if not isinstance(row, dict):
+            raise DataFormatError(f"{path} row {len(rows) + 1} is {type(row).__name__}; an object is expected")
+        rows.append(row)
+        place = blank.search(text, place).end()  # type: ignore[union-attr]  # it always matches
     return rows
 
 

@@ -45,6 +45,7 @@ def write_results(
     encoder: dict[str, str] | None = None,
     model: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
+    details: dict[str, Any] | None = None,
 ) -> None:
     """Writes results.json atomically.
 
@@ -58,7 +59,8 @@ def write_results(
         complete: False when only a part of the set was scored on purpose.
         encoder: Name and digest of the encoder.
         model: Path and digest of the LLaVA model, where one answered.
-        settings: Generation settings, seed, image backend.
+        settings: Generation settings, seed, image backend; runs are compared on equal ones.
+        details: What else is worth keeping, such as counts by object.
     """
     rows = {m.name: {"value": m.value, "n": m.n, "better": m.better} for m in metrics}
     write_json(
@@ -74,7 +76,8 @@ def write_results(
             "settings": settings or {},
             "versions": versions(),
             "metrics": rows,
-        },
+        }
+        | ({"details": details} if details else {}),
     )
 
 

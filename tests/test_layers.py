@@ -28,7 +28,7 @@ CORE = {"torch", "transformers", "safetensors", "PIL", "numpy", "huggingface_hub
 TRAIN = {"accelerate", "datasets", "httpx2", "inflect", "peft", "sentencepiece", "tokenizers", "yaml"}
 EVAL = {"jinja2", "matplotlib", "scipy"}
 LIBRARIES: dict[int, set[str]] = {0: set(), 1: CORE, 2: CORE | TRAIN | EVAL}
-INSIDE_FUNCTIONS = {0: {"nltk", "pooch", "spacy"}, 1: {"llava"}, 2: {"deepspeed", "bitsandbytes"}}
+INSIDE_FUNCTIONS = {0: {"nltk", "pooch", "sentencepiece", "spacy"}, 1: {"llava"}, 2: {"deepspeed", "bitsandbytes"}}
 
 
 class Import(NamedTuple):

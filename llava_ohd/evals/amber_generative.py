@@ -14,8 +14,6 @@ Needs NLTK (extra `eval`) with punkt_tab, averaged_perceptron_tagger_eng and wor
 nltk_data/ of $LLAVA_OHD_DATA).
 """
 
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,13 +22,13 @@ from typing import Literal
 
 from llava_ohd.errors import DataFormatError, MissingDependency
 from llava_ohd.evals.amber import GENERATIVE, AmberItem
+from llava_ohd.evals.language_data import data_needed, load_nltk
 from llava_ohd.files import read_json
 from llava_ohd.progress import track
 from llava_ohd.records import Metric
 
 __all__ = ["SIMILARITIES", "Words", "generative", "read_words"]
 
-_DATA = ("punkt_tab", "averaged_perceptron_tagger_eng", "wordnet")
 _LEAST = 0.8  # similarity from which on two words are the same: inference.py's --similarity_score
 
 Same = Callable[[str, str], bool]
@@ -187,24 +185,12 @@ class _Matcher:
 
 
 def _nltk_nouns() -> Nouns:
-    try:
-        import nltk
-        from nltk.stem import WordNetLemmatizer
-    except ImportError:
-        raise MissingDependency('AMBER\'s descriptions need NLTK; pip install "llava_ohd[eval]"') from None
-    if home := os.environ.get("LLAVA_OHD_DATA"):
-        nltk.data.path.append(str(Path(home) / "nltk_data"))
-    lemmatize = cache(WordNetLemmatizer().lemmatize)
+    nltk = load_nltk("AMBER's descriptions")
+    lemmatize = cache(nltk.stem.WordNetLemmatizer().lemmatize)
 
     def nouns(text: str) -> list[str]:
-        try:
+        with data_needed():
             return [lemmatize(word) for word, tag in nltk.pos_tag(nltk.word_tokenize(text)) if tag.startswith("NN")]
-        except LookupError as error:
-            wanted = re.search(r"Resource\W+(?:\x1b\[93m)?(\w+)", str(error))
-            raise MissingDependency(
-                f"NLTK has no {wanted[1] if wanted else 'data'!r}; set NLTK_DATA to a folder that has "
-                f"{', '.join(_DATA)}, or run: python -m nltk.downloader {' '.join(_DATA)}"
-            ) from None
 
     return nouns
 

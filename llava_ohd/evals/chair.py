@@ -3,26 +3,23 @@
 Paper: arXiv 1809.02156. Source: LisaAnne/Hallucination utils/chair.py @ 6e4d33c; recall as in
 Maxlinn/CHAIR-metric-standalone @ 640c507. CHAIRi and CHAIRs: lower is better; recall: higher; length describes.
 
-Ground truth of an image: the categories of its instances and the objects that its reference captions mention.
-A word rule says which objects a caption mentions; numbers of different rules are not comparable:
-
-exact    lower-cased words as they stand; objects of several words before single ones; no singularisation, so that
-         "dogs" counts only if the synonyms file has it. For captions in the singular, as in the embedded world.
-pattern  the original's rule; not yet here.
-wordnet  OPERA's rule; not yet here.
+A word rule says which objects a caption mentions (chair_words.py); numbers of different rules are not comparable.
+Where ground truth comes from: chair_data.py; what protocols do to captions: chair_protocol.py.
 
 Mentions are counted, not distinct objects, and pooled over captions. Where no caption mentions an object, the original
-stops with ZeroDivisionError; here CHAIRi is 0 and its n is 0.
+stops with ZeroDivisionError; here CHAIRi is 0 and its n is 0. An image that is not known is refused; in the standalone
+port all that is said of it counts as hallucinated.
 """
 
-import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_ohd.errors import AnswersMismatch, DataFormatError, LlavaOhdError
-from llava_ohd.files import read_json, read_jsonl
+from llava_ohd.errors import AnswersMismatch
+from llava_ohd.evals.chair_data import Caption, coco_id, read_captions, read_ground_truth
+from llava_ohd.evals.chair_words import RULES, Find, Vocabulary, finder, read_synonyms
 from llava_ohd.records import Metric
 
 __all__ = [
@@ -30,25 +27,20 @@ __all__ = [
     "Caption",
     "Mentions",
     "Vocabulary",
+    "by_object",
     "metrics",
+    "object_lines",
+    "published_length",
     "read_captions",
     "read_ground_truth",
     "read_synonyms",
     "score",
     "scored_captions",
+    "seconds",
+    "side_by_side",
 ]
 
-RULES = {"exact": "exact (words as they stand; LisaAnne/Hallucination@6e4d33c without singularisation)"}
-_LATER = ("pattern", "wordnet")
-_TOKEN = re.compile(r"[^\W_]+(?:[-./'][^\W_]+)*|\S")
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What a model says about an image; `image` is the file name as in the instances file, or the COCO id as text."""
-
-    image: str
-    text: str
+Truth = Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -56,155 +48,76 @@ class Mentions:
     """The objects of one caption.
 
     Attributes:
-        image: File name of the image.
+        image: As in the caption.
         mentioned: Every mention in order, as node words (the first word of a line of the synonyms file).
-        hallucinated: Those that are not in the image.
-        covered: Number of distinct objects of the image that are mentioned.
-        present: Number of distinct objects of the image.
+        objects: The distinct objects of the image.
         words: Length of the caption in blank-separated words.
+        published_length: Length as papers give it beside the rule (`chair_words.Found`).
     """
 
     image: str
     mentioned: tuple[str, ...]
-    hallucinated: tuple[str, ...]
-    covered: int
-    present: int
+    objects: frozenset[str]
     words: int
+    published_length: int | None = None
 
+    @property
+    def hallucinated(self) -> tuple[str, ...]:
+        """The mentions of what is not in the image."""
+        return tuple(name for name in self.mentioned if name not in self.objects)
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """Words and word groups that name an object.
+    @property
+    def covered(self) -> int:
+        """Number of distinct objects of the image that are mentioned."""
+        return len(self.objects.intersection(self.mentioned))
 
-    Attributes:
-        node: Maps each synonym, as a tuple of tokens, to its node word.
-        longest: Tokens of the longest synonym.
-    """
-
-    node: dict[tuple[str, ...], str]
-    longest: int
-
-    def find(self, text: str) -> list[tuple[int, int, str]]:
-        """Finds all objects that a text mentions (rule "exact"): start and end in `text`, and the node word."""
-        tokens = list(_TOKEN.finditer(text))
-        words = tuple(token.group().lower() for token in tokens)
-        found, position = [], 0
-        while position < len(words):
-            lengths = range(min(self.longest, len(words) - position), 0, -1)
-            size = next((n for n in lengths if words[position : position + n] in self.node), 0)
-            if size:
-                first, last = tokens[position], tokens[position + size - 1]
-                found.append((first.start(), last.end(), self.node[words[position : position + size]]))
-            position += max(size, 1)
-        return found
-
-    def objects(self, text: str) -> list[str]:
-        """Returns the node words of all objects that a text mentions, in order (rule "exact")."""
-        return [name for _, _, name in self.find(text)]
-
-
-def read_synonyms(path: Path) -> Vocabulary:
-    """Reads a synonyms file of CHAIR: one object per line, its names separated by commas, the first is the node word.
-
-    Raises:
-        DataFormatError: missing, or no names in it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataFormatError(f"{path} cannot be read as text ({error}); give a synonyms file of CHAIR") from None
-    node = {}
-    for line in lines:
-        names = [name.strip() for name in line.split(",") if name.strip()]
-        for name in names:
-            node[tuple(_TOKEN.findall(name.lower()))] = names[0]
-    if not node:
-        raise DataFormatError(f"{path} names no objects; one line per object, names separated by commas, is expected")
-    return Vocabulary(node, max(map(len, node)))
-
-
-def read_ground_truth(instances: Path, captions: Path | None, vocabulary: Vocabulary) -> dict[str, frozenset[str]]:
-    """Reads which objects are in each image.
-
-    Args:
-        instances: COCO `instances_*.json`.
-        captions: COCO `captions_*.json` of the same images; None counts annotated objects only.
-        vocabulary: Of the synonyms file; every category must be in it.
-
-    Returns:
-        Node words by file name and, for the same image, also by its id as text.
-
-    Raises:
-        DataFormatError: not COCO files, a category without a line in the synonyms file, captions of other images.
-    """
-    record = read_json(instances)
-    try:
-        nodes = {row["id"]: vocabulary.objects(row["name"]) for row in record["categories"]}
-        unknown = [row["name"] for row in record["categories"] if not nodes[row["id"]]]
-        if unknown:
-            raise DataFormatError(f"{instances}: no line of the synonyms file names {', '.join(unknown[:5])}; add them")
-        objects: dict[int, set[str]] = {row["id"]: set() for row in record["images"]}
-        for row in record["annotations"]:
-            objects[row["image_id"]].update(nodes[row["category_id"]])
-        for row in read_json(captions)["annotations"] if captions else []:
-            objects[row["image_id"]].update(vocabulary.objects(row["caption"]))
-        names = {row["id"]: row["file_name"] for row in record["images"]}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataFormatError(
-            f"{instances} or {captions} is not in COCO's format, or they are of different images: {error!r}"
-        ) from None
-    truth = {name: frozenset(objects[image_id]) for image_id, name in names.items()}
-    return {**{str(image_id): truth[name] for image_id, name in names.items()}, **truth}
-
-
-def read_captions(path: Path) -> list[Caption]:
-    """Reads captions: JSON Lines or one array with `image` or `image_id`, and `caption` or `text`.
-
-    Raises:
-        DataFormatError: missing, empty, or a row without them.
-    """
-    captions = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        image, text = row.get("image", row.get("image_id")), row.get("caption", row.get("text"))
-        if image is None or not isinstance(text, str):
-            raise DataFormatError(
-                f"{path} row {number} has the keys {sorted(row)}; image or image_id, and caption or text are expected"
-            )
-        captions.append(Caption(str(image), text))
-    return captions
+    @property
+    def present(self) -> int:
+        """Number of distinct objects of the image."""
+        return len(self.objects)
 
 
 def scored_captions(
-    captions: Sequence[Caption], ground_truth: dict[str, frozenset[str]], vocabulary: Vocabulary, *, rule: str = "exact"
+    captions: Sequence[Caption],
+    ground_truth: Truth,
+    vocabulary: Vocabulary,
+    *,
+    rule: str = "exact",
+    nltk_data: Path | None = None,
 ) -> list[Mentions]:
     """Finds the mentioned and the hallucinated objects of each caption.
+
+    Args:
+        captions: One caption per image; images of `ground_truth` without a caption are left out.
+        ground_truth: Objects by image; a COCO image may be known by its id alone.
+        vocabulary: From `read_synonyms`.
+        rule: One of `RULES`.
+        nltk_data: Folder with NLTK's data, for the rule "wordnet".
 
     Raises:
         AnswersMismatch: a caption of an unknown image, or two of one image.
         LlavaOhdError: no such rule.
+        MissingDependency: NLTK or its data.
     """
-    if rule not in RULES:
-        later = "is not available in this version" if rule in _LATER else "is unknown"
-        raise LlavaOhdError(f"CHAIR rule {rule!r} {later}; choose {', '.join(RULES)}")
-    unknown = [caption.image for caption in captions if caption.image not in ground_truth]
+    find = finder(rule, vocabulary, nltk_data)
+    known = [caption.image if caption.image in ground_truth else coco_id(caption.image) for caption in captions]
+    unknown = [caption.image for caption, name in zip(captions, known, strict=True) if name not in ground_truth]
     if unknown:
         raise AnswersMismatch(
             f"{len(unknown)} of {len(captions)} captions are of images without ground truth, first: {unknown[:3]}. "
-            "Give the annotations of the split that the captions were made for. Nothing was scored."
+            "Give the annotations of the split that the captions were made for (--set). Nothing was scored."
         )
-    twice = [name for name, count in Counter(caption.image for caption in captions).items() if count > 1]
+    twice = [name for name, count in Counter(map(coco_id, known)).items() if count > 1]
     if twice:
         raise AnswersMismatch(
             f"{len(twice)} images have more than one caption, first: {twice[:3]}. Keep one each. Nothing was scored."
         )
-    return [_mentions(caption, ground_truth[caption.image], vocabulary) for caption in captions]
+    return [_mentions(row, ground_truth[name], find) for row, name in zip(captions, known, strict=True)]
 
 
-def _mentions(caption: Caption, present: frozenset[str], vocabulary: Vocabulary) -> Mentions:
-    mentioned = tuple(vocabulary.objects(caption.text))
-    hallucinated = tuple(name for name in mentioned if name not in present)
-    covered = len(present.intersection(mentioned))
-    return Mentions(caption.image, mentioned, hallucinated, covered, len(present), len(caption.text.split()))
+def _mentions(caption: Caption, objects: frozenset[str], find: Find) -> Mentions:
+    found = find(caption.text)
+    return Mentions(caption.image, tuple(found.objects), objects, len(caption.text.split()), found.length)
 
 
 def metrics(rows: Sequence[Mentions]) -> list[Metric]:
@@ -223,26 +136,80 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
+def published_length(rows: Sequence[Mentions]) -> float | None:
+    """Returns the mean length as papers give it beside the rule, None for rules without one."""
+    lengths = [row.published_length for row in rows if row.published_length is not None]
+    return _ratio(sum(lengths), len(lengths)) if lengths else None
+
+
+def by_object(rows: Sequence[Mentions]) -> dict[str, dict[str, int]]:
+    """Counts by object, those hallucinated most often first.
+
+    Returns:
+        By node word `hallucinated` (mentions where it is not), `mentions`, `images` (that have it by ground truth) and
+        `named` (those of them whose caption mentions it).
+    """
+    counts: dict[str, Counter[str]] = {"hallucinated": Counter(), "mentions": Counter(), "images": Counter()}
+    counts["named"] = Counter()
+    for row in rows:
+        counts["hallucinated"].update(row.hallucinated)
+        counts["mentions"].update(row.mentioned)
+        counts["images"].update(row.objects)
+        counts["named"].update(row.objects.intersection(row.mentioned))
+    names = counts["mentions"].keys() | counts["images"].keys()
+    order = sorted(names, key=lambda name: (-counts["hallucinated"][name], name))
+    return {name: {key: counter[name] for key, counter in counts.items()} for name in order}
+
+
+def object_lines(objects: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Returns the lines of a table of what `by_object` returns."""
+    heading = f"  {'object':16} {'hallucinated':>12} {'of mentions':>12} {'named':>8} {'of images':>10}"
+    return [heading] + [
+        f"  {name:16} {row['hallucinated']:12} {row['mentions']:12} {row['named']:8} {row['images']:10}"
+        for name, row in objects.items()
+    ]
+
+
+def side_by_side(scores: Mapping[str, Sequence[Metric]]) -> list[str]:
+    """Returns the lines of a table of the metrics of several rules; shares in percent."""
+    columns = [metric.name for metric in next(iter(scores.values()))]
+    lines = [f"  {'rule':10}" + "".join(f"{name:>10}" for name in columns) + f"{'mentions':>10}"]
+    for rule, found in scores.items():
+        values = (metric.value if metric.name == "length" else 100 * metric.value for metric in found)
+        lines.append(f"  {rule:10}" + "".join(f"{value:10.2f}" for value in values) + f"{found[0].n:10}")
+    return lines
+
+
 def score(
     captions: Iterable[Caption],
-    ground_truth: dict[str, frozenset[str]],
+    ground_truth: Truth,
     vocabulary: Vocabulary,
     *,
     rule: str = "exact",
+    nltk_data: Path | None = None,
 ) -> list[Metric]:
-    """Scores captions.
-
-    Args:
-        captions: One caption per image; images of `ground_truth` without a caption are left out.
-        ground_truth: From `read_ground_truth`.
-        vocabulary: From `read_synonyms`.
-        rule: How mentions are found; see the top of the file.
+    """Scores captions; arguments and errors are those of `scored_captions`.
 
     Raises:
-        AnswersMismatch: no captions, one of an unknown image, or two of one image.
-        LlavaOhdError: no such rule.
+        AnswersMismatch: also if there are no captions.
     """
     captions = list(captions)
     if not captions:
         raise AnswersMismatch("there are no captions to score")
-    return metrics(scored_captions(captions, ground_truth, vocabulary, rule=rule))
+    return metrics(scored_captions(captions, ground_truth, vocabulary, rule=rule, nltk_data=nltk_data))
+
+
+def seconds(
+    captions: Sequence[Caption],
+    ground_truth: Truth,
+    vocabulary: Vocabulary,
+    rules: Iterable[str] = tuple(RULES),
+    nltk_data: Path | None = None,
+) -> dict[str, float]:
+    """Measures how long each rule takes to score the captions, its tables and NLTK's data included, in seconds."""
+    taken = {}
+    for rule in rules:
+        start = time.perf_counter()
+        score(captions, ground_truth, vocabulary, rule=rule, nltk_data=nltk_data)
+        taken[rule] = time.perf_counter() - start
+    return taken

@@ -73,13 +73,15 @@ class Truth:
 
     Attributes:
         questions: POPE's questions with labels.
-        objects: Objects by image, from `chair.read_ground_truth`.
+        objects: Objects by image, from `chair.read_ground_truth`, by the word rule "exact".
         vocabulary: From `chair.read_synonyms`.
+        objects_by: From another word rule to the objects by image.
     """
 
     questions: Sequence[pope.PopeQuestion] | None = None
     objects: Mapping[str, frozenset[str]] | None = None
     vocabulary: chair.Vocabulary | None = None
+    objects_by: Callable[[str], Mapping[str, frozenset[str]]] | None = None
 
 
 def read_truth(data: Path, split: str, questions: Path | None = None) -> Truth:
@@ -99,8 +101,11 @@ def read_truth(data: Path, split: str, questions: Path | None = None) -> Truth:
     if not instances.is_file() or not synonyms.is_file():
         return Truth(found)
     vocabulary, captions = chair.read_synonyms(synonyms), annotations / f"captions_{split}.json"
-    objects = chair.read_ground_truth(instances, captions if captions.is_file() else None, vocabulary)
-    return Truth(found, objects, vocabulary)
+
+    def objects_by(rule: str) -> dict[str, frozenset[str]]:
+        return chair.read_ground_truth(instances, captions if captions.is_file() else None, vocabulary, rule=rule)
+
+    return Truth(found, objects_by("exact"), vocabulary, objects_by)
 
 
 @dataclass(frozen=True)
@@ -197,17 +202,20 @@ def read_pope(folder: Path, truth: Truth) -> Run:
 def read_chair(folder: Path, truth: Truth) -> Run:
     """Reads a CHAIR folder.
 
-    The counts are mentions, hallucinated ones, captions, hallucinating ones, objects covered, objects present, words.
+    The counts are mentions, hallucinated ones, captions, hallucinating ones, objects covered, objects present, words;
+    there are none where the captions were cut or chosen before they were scored.
 
     Raises:
         AnswersMismatch: captions of unknown images.
     """
     record, answers = read_results(folder / "results.json"), folder / "answers.jsonl"
-    if truth.objects is None or truth.vocabulary is None or not answers.exists():
+    changed = {"image_list", "max_tokens", "drop_unfinished"} & record.get("settings", {}).keys()
+    if truth.objects is None or truth.vocabulary is None or not answers.exists() or changed:
         return Run(folder, record)
     rule = str(record["rule"]).split()[0]
     captions = chair.read_captions(answers)
-    rows = chair.scored_captions(captions, dict(truth.objects), truth.vocabulary, rule=rule)
+    objects = truth.objects_by(rule) if truth.objects_by and rule != "exact" else truth.objects
+    rows = chair.scored_captions(captions, objects, truth.vocabulary, rule=rule)
     rows.sort(key=lambda row: row.image)
     counts = [
         (len(r.mentioned), len(r.hallucinated), 1, bool(r.hallucinated), r.covered, r.present, r.words) for r in rows

@@ -1,18 +1,21 @@
-"""CHAIR under the rule "exact"."""
+"""CHAIR: ground truth, captions, metrics; own cases under the rule "exact"."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from llava_ohd.errors import AnswersMismatch, DataFormatError, LlavaOhdError
+from llava_ohd.errors import AnswersMismatch, DataFormatError
 from llava_ohd.evals.chair import (
     Caption,
+    by_object,
+    object_lines,
     read_captions,
     read_ground_truth,
     read_synonyms,
     score,
     scored_captions,
+    seconds,
 )
 from llava_ohd.files import read_json, write_json, write_jsonl
 
@@ -48,12 +51,6 @@ def test_mentions_say_what_was_hallucinated(vocabulary):
         2,
         5,
     )
-
-
-@pytest.mark.parametrize("rule", ["pattern", "wordnet"])
-def test_rules_that_are_not_here_are_refused(rule, vocabulary):
-    with pytest.raises(LlavaOhdError, match=f"CHAIR rule '{rule}' is not available in this version; choose exact"):
-        score([Caption("1.png", "a ball")], TRUTH, vocabulary, rule=rule)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +103,81 @@ def test_captions_of_several_formats(tmp_path):
     path.write_text(json.dumps([{"image": "1.png"}]))
     with pytest.raises(DataFormatError, match=r"row 1 has the keys \['image'\]"):
         read_captions(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"image_id": 1, "text": "a"}\n{"image_id": "2", "text": "b"}',
+        '\n{\n  "image_id": 1,\n  "prompt": ["x"],\n  "text": "a"\n}\n{"image_id": 2,\n "text": "b"}\n\n',
+        '{"question_id": 1, "prompt": "x", "text": "a", "metadata": {}}\r\n{"question_id": 2, "text": "b"}\r\n',
+        '{"overall": {}, "imgToEval": {"1": {"image_id": 1, "caption": "a"}, "2": {"image_id": 2, "caption": "b"}}}',
+    ],
+    ids=["lines", "over several lines", "answers of LLaVA", "the original's"],
+)
+def test_captions_of_others(tmp_path, content):
+    path = tmp_path / "captions.json"
+    path.write_text(content)
+    assert read_captions(path) == [Caption("1", "a"), Caption("2", "b")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"image_id": 1, "text": "a"}\n{"image_id": 2, "te', "line 2 is not JSON"),
+        ('{"image_id": 1,\n "text": "a"}\n\n{\n"image_id" 2}', "line 4 is not JSON"),
+        ('{"image_id": 1, "text": "a"} 7', "row 2 is int; an object is expected"),
+        ('{"image_id": null, "text": "a"}', "row 1 has the keys"),
+        ('{"image_id": true, "text": "a"}', "row 1 has the keys"),
+        ('{"image_id": 1.5, "text": "a"}', "row 1 has the keys"),
+        ('{"image_id": 1, "text": null}', "row 1 has the keys"),
+        (" \n", "is empty"),
+    ],
+)
+def test_captions_that_are_not_read(tmp_path, content, message):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataFormatError, match=message):
+        read_captions(path)
+
+
+def test_ground_truth_from_captions_is_by_the_rule(tmp_path, vocabulary):
+    instances, captions = write_coco(tmp_path)
+    write_json(captions, {"annotations": [{"image_id": 2, "caption": "Two mugs."}]})
+    assert read_ground_truth(instances, captions, vocabulary)["2"] == set()
+    assert read_ground_truth(instances, captions, vocabulary, rule="pattern")["2"] == {"cup"}
+
+
+def test_coco_images_by_id_or_name(vocabulary):
+    truth = {"42": frozenset({"dog"})}
+    for name in ("42", "COCO_val2014_000000000042.jpg", "COCO_train2014_000000000042.jpg", "000000000042.jpg"):
+        (row,) = scored_captions([Caption(name, "a dog and a cup")], truth, vocabulary)
+        assert (row.image, row.hallucinated) == (name, ("cup",))
+    with pytest.raises(AnswersMismatch, match="more than one caption"):
+        scored_captions([Caption("42", ""), Caption("000000000042.jpg", "")], truth, vocabulary)
+    with pytest.raises(AnswersMismatch, match="without ground truth"):
+        scored_captions([Caption("42.jpg", "")], truth, vocabulary)
+
+
+def test_counts_by_object(vocabulary):
+    texts = {"1.png": "a dog, a puppy and a mug", "2.png": "a hot dog and a dog", "3.png": "a dog"}
+    rows = scored_captions([Caption(*row) for row in texts.items()], TRUTH, vocabulary)
+    found = by_object(rows)
+    assert found == {
+        "dog": {"hallucinated": 3, "mentions": 4, "images": 1, "named": 1},
+        "ball": {"hallucinated": 0, "mentions": 0, "images": 1, "named": 0},
+        "cup": {"hallucinated": 0, "mentions": 1, "images": 1, "named": 1},
+        "hot dog": {"hallucinated": 0, "mentions": 1, "images": 1, "named": 1},
+        "traffic light": {"hallucinated": 0, "mentions": 0, "images": 1, "named": 0},
+    }
+    assert next(iter(found)) == "dog"
+    assert object_lines(found)[4].split() == ["hot", "dog", "0", "1", "1", "1"]
+
+
+def test_every_rule_is_timed(vocabulary):
+    taken = seconds([Caption("1.png", "a dog")], TRUTH, vocabulary, rules=("exact", "pattern"))
+    assert list(taken) == ["exact", "pattern"]
+    assert all(0 < value < 60 for value in taken.values())
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
+from llava_ohd.evals import chair
 from llava_ohd.files import read_json, read_jsonl, write_json, write_jsonl
 from llava_ohd.report.benchmarks import BENCHMARKS, read_truth
 from llava_ohd.report.comparison import compare, read_pairs
@@ -108,6 +109,43 @@ def test_other_terms_are_refused(demo, truth, broken, changes, message):
     write_json(path, {**read_json(path), **changes})
     with pytest.raises(DataFormatError, match=message):
         read_pairs([broken], demo.folders("stock"), truth)
+
+
+def rescore_chair(folder, data, rule):
+    """Scores the captions of a CHAIR folder by another rule and writes its results.json anew."""
+    vocabulary, annotations = chair.read_synonyms(data / "synonyms.txt"), data / "annotations"
+    places = (annotations / f"{kind}_test.json" for kind in ("instances", "captions"))
+    truth = chair.read_ground_truth(*places, vocabulary, rule=rule)
+    found = chair.score(chair.read_captions(folder / "answers.jsonl"), truth, vocabulary, rule=rule)
+    record = read_json(folder / "results.json")
+    for metric in found:
+        record["metrics"][metric.name] |= {"value": metric.value, "n": metric.n}
+    write_json(folder / "results.json", {**record, "rule": chair.RULES[rule]})
+
+
+def test_two_rules_of_chair_are_not_mixed(demo, truth, broken):
+    rescore_chair(broken / "chair", demo.data, "pattern")
+    with pytest.raises(DataFormatError, match=r"rule is 'pattern \(LisaAnne/.*' and 'exact \(words"):
+        read_pairs([broken], demo.folders("stock"), truth)
+    stock = broken.parent / "stock"
+    shutil.copytree(demo.folders("stock")[0], stock)
+    rescore_chair(stock / "chair", demo.data, "pattern")
+    runs = read_pairs([broken], [stock], truth).runs["chair"]
+    assert len(runs[0][0].images) == 40
+
+
+def test_captions_that_a_protocol_cut_give_values_only(demo, truth, broken):
+    path = broken / "chair" / "results.json"
+    record = read_json(path)
+    write_json(path, {**record, "settings": {**record["settings"], "drop_unfinished": True}})
+    with pytest.raises(DataFormatError, match="drop_unfinished is True and None"):
+        read_pairs([broken], demo.folders("stock"), truth)
+    stock = broken.parent / "stock"
+    shutil.copytree(demo.folders("stock")[0], stock)
+    path = stock / "chair" / "results.json"
+    write_json(path, {**read_json(path), "settings": {**record["settings"], "drop_unfinished": True}})
+    pairs = read_pairs([broken], [stock], truth)
+    assert "CHAIR: values only, without answers or labels there are no intervals" in pairs.missing
 
 
 def test_another_seed_is_no_other_term(demo, truth):

@@ -1,0 +1,142 @@
+"""CHAIR from captions to results.json: which set and rule, what is scored, what is said of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llava_ohd.errors import AnswersMismatch
+from llava_ohd.evals import chair
+from llava_ohd.evals.chair_data import COCO, Caption, ChairSet, coco_id, open_set
+from llava_ohd.evals.chair_protocol import Protocol
+from llava_ohd.files import sha256_json
+from llava_ohd.records import Metric
+from llava_ohd.results import print_metrics, write_results
+
+__all__ = ["Scored", "choose", "evaluate"]
+
+
+def choose(
+    data: str | None, rule: str | None, split: str, made: bool, nltk_data: Path | None = None
+) -> tuple[ChairSet, str]:
+    """Settles what was not said: the world by "exact", COCO by "pattern", COCO for captions by the rules made for it.
+
+    Args:
+        data: See `open_set`; None if not given.
+        rule: One of `chair.RULES`, or None.
+        split: Of a folder.
+        made: Whether the captions are there already.
+        nltk_data: For the rule "wordnet".
+
+    Returns:
+        The set and the rule.
+
+    Raises:
+        DataFormatError, LlavaOhdError: the set is not there.
+    """
+    name = data or (COCO if made and rule in ("pattern", "wordnet") else "world")
+    found = open_set(name, split, nltk_data)
+    return found, rule or ("exact" if found.instances else "pattern")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What CHAIR says of a set of captions.
+
+    Attributes:
+        data: The set.
+        rule: The word rule.
+        rows: What each caption mentions.
+        complete: False if there are fewer captions than images that were to be described.
+        settings: What the protocol did to the captions.
+        others: The metrics by the other rules, where they were asked for.
+    """
+
+    data: ChairSet
+    rule: str
+    rows: Sequence[chair.Mentions]
+    complete: bool
+    settings: Mapping[str, Any]
+    others: Mapping[str, Sequence[Metric]] = field(default_factory=dict)
+
+    def write(self, path: Path, settings: Mapping[str, Any], **source: Any) -> None:
+        """Writes results.json.
+
+        Args:
+            path: The file.
+            settings: Further ones, of the model.
+            source: `encoder` and `model`, where one answered.
+
+        Raises:
+            StorageError: no room, not writable.
+        """
+        length = chair.published_length(self.rows)
+        write_results(
+            path,
+            chair.metrics(self.rows),
+            evaluation="chair",
+            rule=chair.RULES[self.rule],
+            data_set=self.data.name,
+            n=len(self.rows),
+            complete=self.complete,
+            settings={**self.settings, **settings},
+            details={
+                "objects": chair.by_object(self.rows),
+                "published_length": length,
+                "other_rules": {
+                    rule: {metric.name: metric.value for metric in found} for rule, found in self.others.items()
+                },
+            },
+            **source,
+        )
+
+    def show(self, objects: bool = False) -> None:
+        """Prints the metrics, those of the other rules beside them, and the counts by object if asked for."""
+        found, length = chair.metrics(self.rows), chair.published_length(self.rows)
+        print_metrics(found)
+        lines = [] if length is None else [f"  length as papers print it beside this rule: {length:.1f}"]
+        lines += [] if self.complete else ["  NOT COMPLETE: fewer captions than images"]
+        lines += chair.side_by_side({self.rule: found, **self.others}) if self.others else []
+        for line in lines + (chair.object_lines(chair.by_object(self.rows)) if objects else []):
+            print(line)
+
+
+def evaluate(
+    captions: Sequence[Caption],
+    data: ChairSet,
+    rule: str,
+    protocol: Protocol,
+    limit: int,
+    all_rules: bool = False,
+    nltk_data: Path | None = None,
+) -> Scored:
+    """Scores captions.
+
+    Args:
+        captions: One per image.
+        data: The images.
+        rule: One of `chair.RULES`.
+        protocol: What is done to the captions before.
+        limit: Number of images that were to be described, where `data` has a list of them.
+        all_rules: Whether to score by the other rules, too.
+        nltk_data: For the rule "wordnet".
+
+    Raises:
+        AnswersMismatch: no captions, unknown or missing images, two captions of one.
+        MissingDependency: NLTK or its data, SentencePiece.
+    """
+    said, settings = protocol.apply(captions)
+    if not said:
+        raise AnswersMismatch("there are no captions to score")
+    if data.instances is None:
+        complete, ids = True, sorted(coco_id(caption.image) for caption in said)
+        settings = {"image_list": {"images": len(ids), "sha256": sha256_json(ids)}} | settings
+    else:
+        complete = protocol.image_list is not None or len(said) >= min(limit, len(data.images()))
+        settings = {"limit": limit, "split": data.split} | settings
+
+    def scored(name: str) -> list[chair.Mentions]:
+        return chair.scored_captions(said, data.truth(name), data.vocabulary, rule=name, nltk_data=nltk_data)
+
+    others = {name: chair.metrics(scored(name)) for name in chair.RULES if all_rules and name != rule}
+    return Scored(data, rule, scored(rule), complete, settings, others)
