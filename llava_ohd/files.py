@@ -290,7 +290,7 @@ def read_json_objects(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataFormatError: missing, empty, not JSON, or a row that is not an object; the message gives the line.
     """
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip().startswith("["):
         return read_jsonl(path)
     rows: list[dict[str, Any]] = []
