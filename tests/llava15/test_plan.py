@@ -44,6 +44,11 @@ def test_planned_memory_is_that_of_real_steps() -> None:
     assert {one.case: one.total_error for one in found if abs(one.total_error) > 0.1} == {}
 
 
+def test_the_documented_errors_are_the_measured_ones() -> None:
+    measured = (ROOT / "benchmarks/results/plan/eighth.md").read_text().strip()
+    assert measured in (ROOT / "docs/training_plan.md").read_text()
+
+
 # --- the trace
 
 
