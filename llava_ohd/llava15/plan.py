@@ -209,7 +209,7 @@ def geometry(model: str, vision_tower: str) -> Any:
 
 
 def cheapest(choices: Sequence[Choice], gib: float) -> dict[str, Choice]:
-    """Returns per stage what fits: the ZeRO file that waits least (2, 3, 2 with offload, 3 with), its largest batch."""
+    """Returns per stage what fits and waits least (ZeRO 2, none, 3, 2 with offload, 3 with), its largest batch."""
     chosen: dict[str, Choice] = {}
     for one in choices:
         if one.memory.total <= gib * _GIB and (one.stage not in chosen or _cost(one) < _cost(chosen[one.stage])):
@@ -217,9 +217,9 @@ def cheapest(choices: Sequence[Choice], gib: float) -> dict[str, Choice]:
     return chosen
 
 
-def _cost(choice: Choice) -> tuple[int, int, int, int]:
+def _cost(choice: Choice) -> tuple[int, int, int]:
     zero = choice.zero
-    return zero.offload_weights + zero.offload_optimizer, zero.stage, zero.stage == 0, -choice.batch
+    return zero.offload_weights + zero.offload_optimizer, (2, 0, 3).index(zero.stage), -choice.batch
 
 
 def table(choices: Sequence[Choice]) -> str:

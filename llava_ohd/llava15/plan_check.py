@@ -1,9 +1,10 @@
 """The planned memory of a step beside the measured one: real training steps, each in a process of its own.
 
 The peak of the resident set is measured, on a CPU in float32, without DeepSpeed. What the process holds before there is
-a model (libraries) is taken off.
+a model is taken off: libraries, and the code that a first, toy step loads.
 """
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -69,10 +70,16 @@ def compare(cases: Sequence[Case], threads: int = 2) -> Iterator[Comparison]:
     try:
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as child:
             for case in cases:
-                yield _compared(case, child.submit(peak_memory, OURS, threads, _settings(case), 0).result())
+                yield _compared(case, child.submit(_measured, threads, case).result())
     finally:
         for name, value in kept.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _measured(threads: int, case: Case) -> dict[str, float]:
+    peak_memory(OURS, threads, _settings(case._replace(geometry="tiny")), 0)
+    gc.collect()
+    return peak_memory(OURS, threads, _settings(case), 0)
 
 
 def _settings(case: Case) -> tuple[Any, ...]:

@@ -38,7 +38,7 @@ class Zero:
 
     Attributes:
         name: Of the file; `none` without DeepSpeed.
-        stage: 0 (none), 2 or 3.
+        stage: 0 (without DeepSpeed), 2 or 3.
         offload_optimizer: Optimiser states lie in host memory.
         offload_weights: So do weights.
         live: Weights that ZeRO-3 may gather at one moment.
