@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 
 from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
-from llava_ohd.files import write_json, write_text
+from llava_ohd.files import read_json, write_json, write_text
 from llava_ohd.home import home
 from llava_ohd.report import benchmarks, figures, ladder
 from llava_ohd.stages import run_stages
@@ -45,7 +45,7 @@ def main() -> None:
         spent = ladder.costs(rungs.projector, rungs.both, refit)
         truth = benchmarks.read_truth(config.data, config.split, config.questions)
         record = ladder.summarise([config.out, *config.also], truth, RUNGS, spent, config.resamples)
-        record["differing"] = differing
+        record |= {"differing": differing, "refit": read_json(refit / "refit.json")}
         write_json(config.out / "results.json", record)
         write_text(config.out / "table.md", ladder.markdown(record))
         figures.estimates(ladder.drawn(record), ladder.PANELS, config.out / "ladder.svg")

@@ -14,6 +14,7 @@ from llava_ohd.files import read_json
 from llava_ohd.report.benchmarks import Truth
 from llava_ohd.report.comparison import compare, read_pairs
 from llava_ohd.report.statistics import holm
+from llava_ohd.results import versions
 
 __all__ = ["PANELS", "costs", "drawn", "markdown", "summarise"]
 
@@ -93,7 +94,7 @@ def summarise(
 
     Returns:
         `{"seeds", "rungs": [{"rung", "name", "cost", "encoder", "models", "metrics": {key: {"value": estimate,
-        "difference": estimate or None, "p", "p_holm"}}}], "statistics"}`.
+        "difference": estimate or None, "p", "p_holm"}}}], "statistics", "versions"}`.
 
     Raises:
         DataFormatError, AnswersMismatch: as `comparison.read_pairs`.
@@ -124,7 +125,8 @@ def summarise(
         rung, key = place.split("\n")
         next(row for row in rungs if row["rung"] == rung)["metrics"][key]["p_holm"] = corrected
     statistics |= {"p_holm": f"Holm over {len(p_values)} differences", "mcnemar": None}
-    return {"kind": "ladder", "seeds": len(folders), "rungs": rungs, "statistics": statistics}
+    record = {"kind": "ladder", "seeds": len(folders), "rungs": rungs, "statistics": statistics}
+    return record | {"versions": versions()}
 
 
 def _metric(row: Mapping[str, Any], stock: bool) -> dict[str, Any]:
@@ -141,7 +143,12 @@ def drawn(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """Writes two tables: what each rung reaches and costs, and its differences from the stock model."""
+    """Writes two tables: what each rung reaches and costs, and its differences from the stock model.
+
+    Args:
+        record: What `summarise` returns; also `refit`, the content of refit.json, and `differing`, in what the
+            trainings of the first and the last differ, where these are known.
+    """
     head = ("", *METRICS.values(), "seconds", "trained weights")
     lines = [_row(head), "|" + "---|" * len(head)]
     for row in record["rungs"]:
@@ -159,6 +166,14 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"Percent and points; in brackets: {statistics['interval']}, {statistics['resamples']} resamples{seeds}. p: "
         f"two-sided, bootstrap, {statistics['p_holm']}. CHAIR: lower is better, but for recall.",
     ]
+    if fitted := record.get("refit"):
+        before = fitted["explained_before"]
+        lines += [
+            "",
+            f"The fitted map explains {_number(fitted['explained_held_out'])} % of the variance of the stock encoder's "
+            f"features, on tokens held out of {fitted['images']} images"
+            + ("." if before is None else f"; the new features as they are, {_number(before)} %."),
+        ]
     if record.get("differing"):
         lines += ["", f"The stock model and the last were not trained alike: {'; '.join(record['differing'])}."]
     return "\n".join(lines) + "\n"

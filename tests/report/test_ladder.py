@@ -69,6 +69,10 @@ def test_table_and_figure_show_values_differences_and_costs(measured: Demo, tmp_
     assert "| swap only | 0" not in text
     assert "+0.0 [+0.0, +0.0], p 1.000" in text
     assert "were not trained alike" not in text
+    fitted = {"explained_held_out": 0.9123, "explained_before": -0.5, "images": 40}
+    said = ladder.markdown(record | {"refit": fitted})
+    assert "explains 91.2 % of the variance" in said
+    assert "held out of 40 images; the new features as they are, −50.0 %." in said
     assert "were not trained alike: seed was 0, is 1." in ladder.markdown(record | {"differing": ["seed was 0, is 1"]})
     figures.estimates(ladder.drawn(record), ladder.PANELS, tmp_path / "ladder.svg")
     drawn = (tmp_path / "ladder.svg").read_text()
