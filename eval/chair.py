@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="Describe this image.", help="what is asked about every image")
     parser.add_argument("--answers", type=Path, help="score these captions instead of making them")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="tokens at which a caption is cut")
+    parser.add_argument("--verify", type=int, default=0, metavar="N", help="also answer N one by one, and compare")
     parser.add_argument(
         "--out", type=Path, help="default: eval/ENCODER/chair in the home folder; with --answers FILE, FILE_scored/"
     )
@@ -60,7 +61,8 @@ def main() -> None:
 
             rows = read_json(instances)["images"][: given.limit]
             questions = [Question(str(row["id"]), row["file_name"], given.prompt) for row in rows]
-            session = Session(given.encoder, given.model, given.images or folder / "images", given.max_new_tokens)
+            images = given.images or folder / "images"
+            session = Session(given.encoder, given.model, images, given.max_new_tokens, given.verify)
             source = ask(session, questions, out / "answers.jsonl")
             asked = {"prompt": given.prompt, "max_new_tokens": given.max_new_tokens}
         expected = min(given.limit, len(read_json(instances)["images"]))

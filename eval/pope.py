@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--suffix", action="store_true", help="append LLaVA's demand for a single word or phrase")
     parser.add_argument("--answers", type=Path, help="score these answers instead of answering")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
+    parser.add_argument("--verify", type=int, default=0, metavar="N", help="also answer N one by one, and compare")
+    parser.add_argument("--probabilities", action="store_true", help="keep those of yes and no with each answer")
     parser.add_argument(
         "--out", type=Path, help="default: eval/ENCODER/pope in the home folder; with --answers FILE, FILE_scored/"
     )
@@ -54,7 +56,10 @@ def main() -> None:
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask
 
-            session = Session(given.encoder, given.model, given.images or folder / "images", given.max_new_tokens)
+            images = given.images or folder / "images"
+            session = Session(
+                given.encoder, given.model, images, given.max_new_tokens, given.verify, given.probabilities
+            )
             source = ask(session, questions, out / "answers.jsonl", pope.SUFFIX if given.suffix else "")
             asked = {"suffix": given.suffix, "max_new_tokens": given.max_new_tokens}
         metrics = pope.score(questions, read_answers(given.answers or out / "answers.jsonl"))

@@ -26,12 +26,16 @@ class Session:
         model: Model folder; None takes the one registered for the encoder.
         images: Folder that image names are relative to.
         max_new_tokens: Tokens at which an answer is cut.
+        verify: So many questions are also answered one by one with transformers' `generate`.
+        probabilities: Keep with each answer the probabilities of yes and no at its first token.
     """
 
     encoder: str
     model: Path | None
     images: Path
     max_new_tokens: int
+    verify: int = 0
+    probabilities: bool = False
 
 
 def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str = "") -> dict[str, dict[str, Any]]:
@@ -44,7 +48,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
         suffix: Appended to every prompt.
 
     Returns:
-        `encoder` and `model` for `write_results`; `model` has `swapped` where its encoder was exchanged after training.
+        `encoder` and `model` for `write_results`; `model` has `swapped` where its encoder was exchanged after training,
+        and `verified` where questions were: `questions`, `differing`, `dtype`.
 
     Raises:
         EncoderNotFound, ModelNotFound: no such encoder, or no model for it.
@@ -74,13 +79,17 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
             f"{folder.swapped['projector']}"
         )
     asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
-    decoding = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
+    decoding: dict[str, Any] = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
+    if session.probabilities:
+        decoding["probabilities"] = True
     pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
     run = sha256_json({"model": folder.digest, "images": pictures} | decoding)
-    if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
+    missing = len(recorded(path, {question.id: question for question in asked}, run)) < len(asked)
+    if missing or session.verify:
         from llava_ohd.answering.engine import load
 
-        answerer, _ = load(folder, session.images)
+        answerer, _ = load(folder, session.images, probabilities=session.probabilities)
+    if missing:
         answer_to_file(
             answerer,
             asked,
@@ -93,6 +102,10 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     model_record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
     if folder.swapped:
         model_record["swapped"] = {key: folder.swapped[key] for key in ("trained_on", "projector")}
+    if session.verify:
+        from llava_ohd.answering.verifying import verify
+
+        model_record["verified"] = verify(answerer, asked, path, session.verify, session.max_new_tokens)
     return {"encoder": {"name": session.encoder, "digest": encoder.digest}, "model": model_record}
 
 
