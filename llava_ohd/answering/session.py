@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_ohd import tower
 from llava_ohd.answering.recorded import answer_to_file, recorded
@@ -12,7 +12,10 @@ from llava_ohd.files import sha256_file, sha256_json
 from llava_ohd.home import from_home
 from llava_ohd.records import Question
 
-__all__ = ["Session", "ask"]
+__all__ = ["Session", "ask", "ask_server"]
+
+if TYPE_CHECKING:
+    from llava_ohd.ohd_caps.endpoint import EndpointConfig
 
 _ENGINE = 1  # goes up when the same model would answer otherwise
 
@@ -107,6 +110,52 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
 
         model_record["verified"] = verify(answerer, asked, path, session.verify, session.max_new_tokens)
     return {"encoder": {"name": session.encoder, "digest": encoder.digest}, "model": model_record}
+
+
+def ask_server(
+    server: "EndpointConfig",
+    images: Path,
+    max_new_tokens: int,
+    questions: Sequence[Question],
+    path: Path,
+    suffix: str = "",
+) -> dict[str, Any]:
+    """Has a server answer all questions into a file; the answers that are there already are not asked for again.
+
+    Args:
+        server: Which one.
+        images: Folder that image names are relative to.
+        max_new_tokens: Tokens at which an answer is cut.
+        questions: With distinct ids.
+        path: `answers.jsonl`; the server's replies are kept beside it.
+        suffix: Appended to every prompt.
+
+    Returns:
+        `server` and `model` by their names, for the settings in results.json.
+
+    Raises:
+        DataFormatError: there is no folder of images.
+        ImageError: an image is missing or damaged.
+        StageFailed: the server refuses, or fails again and again; the same command goes on from there.
+        StorageError: no room, not writable.
+    """
+    if not images.is_dir():
+        raise DataFormatError(f"{images} is not a folder; give the folder of the images as --images")
+    from llava_ohd.answering.server import ServerAnswerer
+
+    asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
+    pictures = {name: _picture_sha256(images / name) for name in sorted({q.image for q in asked})}
+    who = {"server": server.url, "model": server.model}
+    answer_to_file(
+        ServerAnswerer(server, images, path.with_name("replies.jsonl")),
+        asked,
+        path,
+        run=sha256_json({"images": pictures, "max_new_tokens": max_new_tokens, "sampling": server.sampling} | who),
+        model_id=server.model,
+        max_new_tokens=max_new_tokens,
+        label=f"asking {server.model} {len(asked)} questions",
+    )
+    return who
 
 
 def _picture_sha256(file: Path) -> str:
