@@ -44,6 +44,7 @@ def parse() -> argparse.Namespace:
     add("--max_tokens", type=int, help="cut captions that are there at this many tokens (protocols: 64, 512)")
     add("--tokenizer", type=Path, help="SentencePiece file that counts them (default: Llama's, under $LLAVA_OHD_DATA)")
     add("--drop_unfinished", action="store_true", help="drop what follows the last full stop, as 64-token papers do")
+    add("--verify", type=int, default=0, metavar="N", help="also answer N one by one with transformers, and compare")
     add("--out", type=Path, help="default: eval/ENCODER/chair in the home folder; with --captions FILE, FILE_scored/")
     return parser.parse_args()
 
@@ -64,7 +65,8 @@ def main() -> None:
             from llava_ohd.answering.session import Session, ask
 
             questions = [Question(*row, given.prompt) for row in data.images()[: given.limit]]
-            session = Session(given.encoder, given.model, given.images or data.folder / "images", given.max_new_tokens)
+            images = given.images or data.folder / "images"
+            session = Session(given.encoder, given.model, images, given.max_new_tokens, given.verify)
             source = ask(session, questions, out / "answers.jsonl")
             asked = {"prompt": given.prompt, "max_new_tokens": given.max_new_tokens}
         protocol = Protocol(given.image_list, given.max_tokens, given.tokenizer, given.drop_unfinished)

@@ -41,6 +41,8 @@ def parse() -> argparse.Namespace:
     add("--partial", action="store_true", help="RePOPE from answers to coco-2910, which lack 87 of its questions")
     add("--answers", type=Path, nargs="+", metavar="FILE", help="score these answers instead of answering")
     add("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
+    add("--verify", type=int, default=0, metavar="N", help="also answer N one by one with transformers, and compare")
+    add("--probabilities", action="store_true", help="keep those of yes and no with each answer")
     add("--out", type=Path, help="default: eval/ENCODER/pope in the home folder; with --answers FILE, FILE_scored/")
     return parser.parse_args()
 
@@ -61,7 +63,8 @@ def main() -> None:
         if given.answers is None:
             from llava_ohd.answering.session import Session, ask
 
-            session = Session(given.encoder, given.model, given.images or folder / "images", given.max_new_tokens)
+            how = (given.max_new_tokens, given.verify, given.probabilities)
+            session = Session(given.encoder, given.model, given.images or folder / "images", *how)
             source = ask(session, questions, out / "answers.jsonl", pope.SUFFIX if given.suffix else "")
             asked = {"suffix": given.suffix, "max_new_tokens": given.max_new_tokens}
         rows = [row for file in given.answers or [out / "answers.jsonl"] for row in read_answers(file)]

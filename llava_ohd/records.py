@@ -1,8 +1,8 @@
 """The few types that stages exchange. Everything else that crosses a stage is a documented file."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 __all__ = ["Answer", "Answerer", "Metric", "Question"]
 
@@ -24,10 +24,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The text that a model gave to the question with id `question_id`."""
+    """The text that a model gave to the question with id `question_id`.
+
+    Attributes:
+        question_id: Of the question.
+        text: As the model said it, without white space around.
+        metadata: What else is known of the answer, such as probabilities; kept in the answers file.
+    """
 
     question_id: str
     text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Answers many short questions about few images: every image is seen once.
 
 The prompt of LLaVA-1.5 begins with system text and image, the same for all questions about an image. This part runs
-once per image and stays as keys and values; the questions then run on copies of it, in batches of like length, padded
-at the left. Greedy decoding until the end token. In float32 the answers are those of one-by-one generation.
+once per image and stays as keys and values; the questions then run on copies of it, in batches of like length that are
+filled again as answers end (decoding.py). In float32 the answers are those of one-by-one generation.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,11 @@ import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from llava_ohd import tower
+from llava_ohd.answering.decoding import Asked, Layers, decode
+from llava_ohd.answering.one_by_one import plain_answers
+from llava_ohd.errors import ModelFormatError
 from llava_ohd.llava15 import model_dir
-from llava_ohd.llava15.conversation import IMAGE, IMAGE_TOKEN, encode_question
+from llava_ohd.llava15.conversation import IGNORE, IMAGE, IMAGE_TOKEN, encode, encode_question
 from llava_ohd.llava15.dataset import Pixels
 from llava_ohd.llava15.model import build, image_tokens
 from llava_ohd.llava15.tokenizer import load_tokenizer
@@ -28,15 +30,6 @@ _ASKED_TOGETHER = 64  # questions per forward pass, where memory allows
 _CACHE_BYTES = 2**29  # for keys and values of images, and as much again for those of a batch; a GPU's share is larger
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """One distinct question: its image's place in the window, the tokens after the image, all ids that ask it."""
-
-    image: int
-    tokens: list[int]
-    ids: list[str]
-
-
 class LlavaAnswerer:
     """Answers questions with a LLaVA model in memory.
 
@@ -46,6 +39,14 @@ class LlavaAnswerer:
         pixels: Where images come from.
         patches: Tokens per image.
         batch_size: Questions per forward pass, at most; None chooses by memory.
+        probabilities: Give with each answer the probabilities of yes and no at its first token, as `Answer.metadata`
+            `{"yes": fraction, "no": fraction}`: of all words of the vocabulary, with and without a capital.
+
+    Attributes:
+        dtype: Of the model's weights.
+
+    Raises:
+        ModelFormatError: `probabilities`, and the tokenizer begins yes and no with the same token.
     """
 
     def __init__(
@@ -55,9 +56,12 @@ class LlavaAnswerer:
         pixels: Pixels,
         patches: int,
         batch_size: int | None = None,
+        probabilities: bool = False,
     ) -> None:
         self._model, self._tokenizer, self._pixels, self._patches = model, tokenizer, pixels, patches
         self._batch_size = batch_size
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self._words = _first_tokens(tokenizer) if probabilities else {}
         text: Any = model.config.text_config
         width = text.num_key_value_heads * (text.head_dim or text.hidden_size // text.num_attention_heads)
         self._bytes_per_token = 2 * text.num_hidden_layers * width * next(model.parameters()).element_size()
@@ -79,17 +83,43 @@ class LlavaAnswerer:
         for question in questions:
             by_image.setdefault(question.image, {}).setdefault(question.prompt, []).append(question.id)
         prefix = self._split("")[0]
-        window = max(1, self._room // (len(prefix) * self._bytes_per_token))
+        words = tuple(token for tokens in self._words.values() for token in tokens)
+        size = self._size(len(prefix), by_image, max_new_tokens)
+        asked = self._asked(by_image, prefix)
+        end = self._tokenizer.eos_token_id
+        for found in decode(self._model, asked, end=end, size=size, max_new_tokens=max_new_tokens, watched=words):
+            text = self._tokenizer.decode(found.tokens, skip_special_tokens=True).strip()
+            first = dict(zip(words, found.first, strict=True))
+            scores = {word: sum(first[token] for token in tokens) for word, tokens in self._words.items()}
+            yield from (Answer(question_id, text, scores) for question_id in found.asked.ids)
+
+    def one_by_one(self, questions: Sequence[Question], max_new_tokens: int) -> Iterator[Answer]:
+        """Yields the answers that transformers' `generate` gives to each question alone, to compare with."""
+        yield from plain_answers(self._model, self._tokenizer, self._pixels, self._patches, questions, max_new_tokens)
+
+    def _size(self, prefix: int, by_image: dict[str, dict[str, list[str]]], max_new_tokens: int) -> int:
+        """Returns how many questions run together: as many as fit into memory at their longest."""
+        prompts = {prompt for asked in by_image.values() for prompt in asked}
+        longest = max((len(self._split(prompt)[1]) for prompt in prompts), default=0)
+        fits = self._room // ((prefix + longest + max_new_tokens) * self._bytes_per_token)
+        return max(1, min(self._batch_size or _ASKED_TOGETHER, fits))
+
+    def _asked(self, by_image: dict[str, dict[str, list[str]]], prefix: list[int]) -> Iterator[Asked]:
+        """Sees some images and yields what is asked about them, shortest first; then the next ones."""
+        window = max(1, min(_SEEN_TOGETHER, self._room // (len(prefix) * self._bytes_per_token)))
         images = list(by_image)
         for start in range(0, len(images), window):
             names = images[start : start + window]
             seen = self._see(names, prefix)
-            asked = [
-                _Asked(place, self._split(prompt)[1], ids)
+            rows = [
+                (self._split(prompt)[1], place, ids)
                 for place, name in enumerate(names)
                 for prompt, ids in by_image[name].items()
             ]
-            yield from self._answer_all(asked, seen, len(prefix), max_new_tokens)
+            for tokens, place, ids in sorted(rows, key=lambda row: len(row[0])):
+                yield Asked(
+                    ids, tokens, [(keys[place : place + 1], values[place : place + 1]) for keys, values in seen]
+                )
 
     def _split(self, prompt: str) -> tuple[list[int], list[int]]:
         """Returns the tokens up to the end of the image, and those after it."""
@@ -98,82 +128,35 @@ class LlavaAnswerer:
         return tokens[:end], tokens[end:]
 
     @torch.inference_mode()
-    def _see(self, names: list[str], prefix: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _see(self, names: list[str], prefix: list[int]) -> Layers:
         """Returns keys and values (images, heads, prefix, width) of each layer."""
-        parts = []
-        for start in range(0, len(names), _SEEN_TOGETHER):
-            pixels = torch.stack([self._pixels(name) for name in names[start : start + _SEEN_TOGETHER]])
-            cache: Any = DynamicCache()
-            self._model(
-                input_ids=torch.tensor([prefix] * len(pixels), device=self._model.device),
-                pixel_values=pixels.to(self._model.device, self._model.dtype),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            parts.append([(layer.keys, layer.values) for layer in cache.layers])
-        return [
-            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in zip(*parts, strict=True)
-        ]
+        pixels = torch.stack([self._pixels(name) for name in names])
+        cache: Any = DynamicCache()
+        self._model(
+            input_ids=torch.tensor([prefix] * len(pixels), device=self._model.device),
+            pixel_values=pixels.to(self._model.device, self._model.dtype),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _answer_all(
-        self, asked: list[_Asked], seen: list[tuple[torch.Tensor, torch.Tensor]], prefix: int, max_new_tokens: int
-    ) -> Iterator[Answer]:
-        asked = sorted(asked, key=lambda one: len(one.tokens))
-        longest = prefix + (len(asked[-1].tokens) if asked else 0) + max_new_tokens
-        fits = max(1, self._room // (longest * self._bytes_per_token))
-        size = min(self._batch_size or _ASKED_TOGETHER, fits)
-        for start in range(0, len(asked), size):
-            batch = asked[start : start + size]
-            for one, tokens in zip(batch, self._decode(batch, seen, prefix, max_new_tokens), strict=True):
-                text = self._tokenizer.decode(tokens, skip_special_tokens=True).strip()
-                yield from (Answer(question_id, text) for question_id in one.ids)
 
-    @torch.inference_mode()
-    def _decode(
-        self,
-        batch: list[_Asked],
-        seen: list[tuple[torch.Tensor, torch.Tensor]],
-        prefix: int,
-        max_new_tokens: int,
-    ) -> list[list[int]]:
-        """Returns the new tokens of each question, without the end token."""
-        device = self._model.device
-        rows = torch.tensor([one.image for one in batch], device=device)
-        cache = DynamicCache([(keys[rows], values[rows]) for keys, values in seen])
-        width = max(len(one.tokens) for one in batch)
-        tokens = torch.tensor([[0] * (width - len(one.tokens)) + one.tokens for one in batch], device=device)
-        shown = torch.tensor([[0] * (width - len(o.tokens)) + [1] * len(o.tokens) for o in batch], device=device)
-        positions = prefix + (shown.cumsum(1) - 1).clamp(min=0)
-        shown = torch.cat([shown.new_ones(len(batch), prefix), shown], 1)
-        new: list[list[int]] = [[] for _ in batch]
-        going = torch.arange(len(batch), device=device)  # rows of the batch that are still unfinished
-        for _ in range(max_new_tokens):
-            logits = self._model(
-                input_ids=tokens,
-                attention_mask=shown,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            chosen = logits.argmax(-1)
-            unfinished = chosen != self._tokenizer.eos_token_id
-            for row, token in zip(going[unfinished].tolist(), chosen[unfinished].tolist(), strict=True):
-                new[row].append(token)
-            kept = unfinished.nonzero()[:, 0]
-            if len(kept) == 0:
-                break
-            if len(kept) < len(going):
-                cache.batch_select_indices(kept)
-                going, chosen, shown, positions = going[kept], chosen[kept], shown[kept], positions[kept]
-            tokens, positions = chosen[:, None], positions[:, -1:] + 1
-            shown = torch.cat([shown, shown.new_ones(len(kept), 1)], 1)
-        return new
+def _first_tokens(tokenizer: Any) -> dict[str, set[int]]:
+    """Returns the tokens with which the answers yes and no begin."""
+    found: dict[str, set[int]] = {"yes": set(), "no": set()}
+    for word in ("yes", "Yes", "no", "No"):
+        ids, labels = encode("v1", [("?", word)], tokenizer)
+        found[word.lower()].add(ids[next(place for place, label in enumerate(labels) if label != IGNORE)])
+    if both := found["yes"] & found["no"]:
+        raise ModelFormatError(
+            f"this tokenizer begins yes and no with the same token {both}; ask without their probabilities"
+        )
+    return found
 
 
 def load(
-    folder: model_dir.ModelDir, images: Path, *, batch_size: int | None = None
+    folder: model_dir.ModelDir, images: Path, *, batch_size: int | None = None, probabilities: bool = False
 ) -> tuple[LlavaAnswerer, tower.Encoder]:
     """Loads a model folder: base language model, encoder, projector, and the adapter merged into the weights.
 
@@ -183,6 +166,7 @@ def load(
         folder: What `model_dir.read` returns.
         images: Folder that image names are relative to.
         batch_size: Questions per forward pass, at most.
+        probabilities: As for `LlavaAnswerer`.
 
     Returns:
         The answerer, and the encoder inside.
@@ -199,4 +183,5 @@ def load(
     model.to(device=device, dtype=dtype)
     pad = folder.config["image_aspect_ratio"] == "pad"
     pixels = Pixels(images, tower.load_processor(encoder.path), pad, count=None)
-    return LlavaAnswerer(model, load_tokenizer(base), pixels, image_tokens(encoder), batch_size), encoder
+    tokenizer = load_tokenizer(base)
+    return LlavaAnswerer(model, tokenizer, pixels, image_tokens(encoder), batch_size, probabilities), encoder

@@ -4,7 +4,7 @@ While answering, lines are appended to answers.partial.jsonl; at the end answers
 the questions. A run that was killed goes on: a torn last line is dropped, and lines of another model or other settings
 do not count.
 
-A row: {"question_id", "image", "prompt", "text", "model_id", "metadata": {"run": what it was answered with}}
+A row: {"question_id", "image", "prompt", "text", "model_id", "metadata": {"run": what it was answered with, ...}}
 """
 
 import json
@@ -72,7 +72,7 @@ def _batches(
     for answer in answerer.answer(questions, max_new_tokens):
         question = asked[answer.question_id]
         head = {"question_id": question.id, "image": question.image, "prompt": question.prompt, "text": answer.text}
-        rows.append(head | {"model_id": model_id, "metadata": {"run": run}})
+        rows.append(head | {"model_id": model_id, "metadata": {"run": run, **answer.metadata}})
         if len(rows) >= _AT_ONCE:
             yield rows
             rows = []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava_ohd import tower
 from llava_ohd.answering.recorded import answer_to_file, recorded
@@ -12,7 +12,10 @@ from llava_ohd.files import sha256_file, sha256_json
 from llava_ohd.home import from_home
 from llava_ohd.records import Question
 
-__all__ = ["Session", "ask"]
+__all__ = ["Session", "ask", "ask_server"]
+
+if TYPE_CHECKING:
+    from llava_ohd.ohd_caps.endpoint import EndpointConfig
 
 _ENGINE = 1  # goes up when the same model would answer otherwise
 
@@ -26,12 +29,16 @@ class Session:
         model: Model folder; None takes the one registered for the encoder.
         images: Folder that image names are relative to.
         max_new_tokens: Tokens at which an answer is cut.
+        verify: So many questions are also answered one by one with transformers' `generate`.
+        probabilities: Keep with each answer the probabilities of yes and no at its first token.
     """
 
     encoder: str
     model: Path | None
     images: Path
     max_new_tokens: int
+    verify: int = 0
+    probabilities: bool = False
 
 
 def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str = "") -> dict[str, dict[str, Any]]:
@@ -44,7 +51,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
         suffix: Appended to every prompt.
 
     Returns:
-        `encoder` and `model` for `write_results`; `model` has `swapped` where its encoder was exchanged after training.
+        `encoder` and `model` for `write_results`; `model` has `swapped` where its encoder was exchanged after training,
+        and `verified` where questions were: `questions`, `differing`, `dtype`.
 
     Raises:
         EncoderNotFound, ModelNotFound: no such encoder, or no model for it.
@@ -74,13 +82,17 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
             f"{folder.swapped['projector']}"
         )
     asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
-    decoding = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
+    decoding: dict[str, Any] = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
+    if session.probabilities:
+        decoding["probabilities"] = True
     pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
     run = sha256_json({"model": folder.digest, "images": pictures} | decoding)
-    if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
+    missing = len(recorded(path, {question.id: question for question in asked}, run)) < len(asked)
+    if missing or session.verify:
         from llava_ohd.answering.engine import load
 
-        answerer, _ = load(folder, session.images)
+        answerer, _ = load(folder, session.images, probabilities=session.probabilities)
+    if missing:
         answer_to_file(
             answerer,
             asked,
@@ -93,7 +105,57 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     model_record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
     if folder.swapped:
         model_record["swapped"] = {key: folder.swapped[key] for key in ("trained_on", "projector")}
+    if session.verify:
+        from llava_ohd.answering.verifying import verify
+
+        model_record["verified"] = verify(answerer, asked, path, session.verify, session.max_new_tokens)
     return {"encoder": {"name": session.encoder, "digest": encoder.digest}, "model": model_record}
+
+
+def ask_server(
+    server: "EndpointConfig",
+    images: Path,
+    max_new_tokens: int,
+    questions: Sequence[Question],
+    path: Path,
+    suffix: str = "",
+) -> dict[str, Any]:
+    """Has a server answer all questions into a file; the answers that are there already are not asked for again.
+
+    Args:
+        server: Which one.
+        images: Folder that image names are relative to.
+        max_new_tokens: Tokens at which an answer is cut.
+        questions: With distinct ids.
+        path: `answers.jsonl`; the server's replies are kept beside it.
+        suffix: Appended to every prompt.
+
+    Returns:
+        `server` and `model` by their names, for the settings in results.json.
+
+    Raises:
+        DataFormatError: there is no folder of images.
+        ImageError: an image is missing or damaged.
+        StageFailed: the server refuses, or fails again and again; the same command goes on from there.
+        StorageError: no room, not writable.
+    """
+    if not images.is_dir():
+        raise DataFormatError(f"{images} is not a folder; give the folder of the images as --images")
+    from llava_ohd.answering.server import ServerAnswerer
+
+    asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
+    pictures = {name: _picture_sha256(images / name) for name in sorted({q.image for q in asked})}
+    who = {"server": server.url, "model": server.model}
+    answer_to_file(
+        ServerAnswerer(server, images, path.with_name("replies.jsonl")),
+        asked,
+        path,
+        run=sha256_json({"images": pictures, "max_new_tokens": max_new_tokens, "sampling": server.sampling} | who),
+        model_id=server.model,
+        max_new_tokens=max_new_tokens,
+        label=f"asking {server.model} {len(asked)} questions",
+    )
+    return who
 
 
 def _picture_sha256(file: Path) -> str:

@@ -83,7 +83,7 @@ class Endpoint:
         limits = httpx2.Limits(max_connections=self.config.concurrency)
         return httpx2.AsyncClient(headers=self._headers, timeout=self.config.timeout, limits=limits)
 
-    async def ask(self, client: httpx2.AsyncClient, messages: list[dict[str, str]]) -> str:
+    async def ask(self, client: httpx2.AsyncClient, messages: list[dict[str, Any]]) -> str:
         """Returns the text of the reply, from disk where the same was asked before.
 
         Raises:

@@ -93,6 +93,21 @@ def test_pope_answers_scores_and_does_not_answer_twice(
     assert read_results(out / "results.json")["metrics"] == results["metrics"]
 
 
+def test_answers_are_verified_one_by_one(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("pope.py", monkeypatch, "--max_new_tokens", 4, "--verify", 5)
+    out = world.parent / "eval/ours/pope"
+    assert "verified: 0 of 5 answers differ from one-by-one generation (float32)" in capsys.readouterr().out
+    verified = read_results(out / "results.json")["model"]["verified"]
+    assert verified == {"questions": 5, "differing": 0, "dtype": "float32"}
+    rows = [json.loads(line) | {"text": "something else"} for line in (out / "answers.jsonl").read_text().splitlines()]
+    (out / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("pope.py", monkeypatch, "--max_new_tokens", 4, "--verify", 5)
+    assert "verified: 5 of 5 answers differ" in (printed := capsys.readouterr().out)
+    assert "'something else', one by one" in printed
+
+
 def test_an_image_that_changed_is_asked_about_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("chair.py", monkeypatch, "--max_new_tokens", 4)
     answers = world.parent / "eval/ours/chair/answers.jsonl"

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from llava_ohd import tower
-from llava_ohd.answering.engine import LlavaAnswerer
-from llava_ohd.errors import ImageError
+from llava_ohd.answering import decoding
+from llava_ohd.answering.engine import LlavaAnswerer, _first_tokens
+from llava_ohd.answering.one_by_one import plain_answers
+from llava_ohd.errors import ImageError, ModelFormatError
 from llava_ohd.llava15.conversation import encode_question
 from llava_ohd.llava15.dataset import Pixels
 from llava_ohd.llava15.model import build
@@ -108,3 +110,73 @@ def test_no_questions_and_missing_images(parts: tuple[Any, Any, Pixels]) -> None
     assert list(answerer.answer([], 5)) == []
     with pytest.raises(ImageError, match=r"none\.png does not exist"):
         list(answerer.answer([Question("1", "none.png", "What?")], 5))
+
+
+def test_plain_answers_alone_and_in_padded_batches(parts: tuple[Any, Any, Pixels], questions: list[Question]) -> None:
+    expected = [one_by_one(parts, question, 6) for question in questions]
+    for size in (1, 4):
+        assert [a.text for a in plain_answers(*parts, 16, questions, 6, size)] == expected
+
+
+def test_a_batch_that_is_filled_again_changes_no_long_answer(
+    parts: tuple[Any, Any, Pixels], questions: list[Question]
+) -> None:
+    """Answers end at different times, so rows of different length join; every order gives what one by one gives."""
+    distinct = questions[:18]
+    expected = {question.id: one_by_one(parts, question, 40) for question in distinct}
+    assert len({len(text) for text in expected.values()}) > 3
+    for size, order in ((3, distinct), (4, distinct[::-1]), (7, distinct[1::2] + distinct[::2])):
+        assert {a.question_id: a.text for a in LlavaAnswerer(*parts, 16, size).answer(order, 40)} == expected
+
+
+def test_the_batch_is_filled_again(
+    parts: tuple[Any, Any, Pixels], questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = []
+
+    def counted(one: Any, other: Any) -> Any:
+        joined.append(len(other.answers))
+        return real(one, other)
+
+    real = decoding._joined
+    monkeypatch.setattr(decoding, "_joined", counted)
+    list(LlavaAnswerer(*parts, 16, 4).answer(questions[:18], 40))
+    assert joined
+
+
+def test_probabilities_are_those_of_the_first_token(
+    parts: tuple[Any, Any, Pixels], questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, pixels = parts
+    monkeypatch.setattr("llava_ohd.answering.engine._first_tokens", lambda _: {"yes": {5, 9}, "no": {7}})
+    answers = {a.question_id: a for a in LlavaAnswerer(*parts, 16, 5, probabilities=True).answer(questions, 3)}
+    for question in questions[:3]:
+        ids = torch.tensor([encode_question(f"<image>\n{question.prompt}", tokenizer, 16)])
+        with torch.inference_mode():
+            logits = model(input_ids=ids, pixel_values=pixels(question.image)[None]).logits[0, -1]
+        first = logits.softmax(-1)
+        expected = {"yes": float(first[5] + first[9]), "no": float(first[7])}
+        assert answers[question.id].metadata == pytest.approx(expected, rel=1e-4)
+    plain = {a.question_id: a.text for a in LlavaAnswerer(*parts, 16).answer(questions, 3)}
+    assert {name: answer.text for name, answer in answers.items()} == plain
+
+
+class Letters:
+    """A tokenizer that begins every answer with the same space, or with a letter of its own."""
+
+    bos_token_id, eos_token_id, eos_token = 1, 2, "</s>"
+
+    def __init__(self, space: bool) -> None:
+        self.space = space
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(c) for c in text if self.space or c != " "] for text in texts]}
+
+    def after_end(self, texts: list[str]) -> list[list[int]]:
+        return self(texts)["input_ids"]
+
+
+def test_first_tokens_of_yes_and_no() -> None:
+    assert _first_tokens(Letters(space=False)) == {"yes": {ord("y"), ord("Y")}, "no": {ord("n"), ord("N")}}
+    with pytest.raises(ModelFormatError, match="begins yes and no with the same token"):
+        _first_tokens(Letters(space=True))

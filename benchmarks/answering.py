@@ -1,0 +1,178 @@
+"""Compares ways to answer POPE's questions in one process: ours, one by one as LLaVA does, plain padded batches.
+
+Inputs:  --data: POPE's question files, the folder itself or one with --set in it; --tokenizer: Llama's. Weights and
+         images are random; the questions of the first images are real, all three splits.
+Outputs: OUT/GEOMETRY.json and .md: questions a second, processor time, FLOPs, the floor. The last line printed is
+         `speedup X`: seconds one by one / seconds of ours, median over the repetitions.
+Command: python benchmarks/answering.py --data ../shared/data/pope
+Cost:    2 cores: 4 minutes, 3 GB.
+
+Every repetition takes other images; all ways get the same questions, one after another. In float32 all answers must be
+equal, else it fails; in bfloat16 those that differ are counted.
+GPU:     --device cuda --bf16 --geometry 7b --batch_size 64 --peak_tflops 989 (H100).
+"""
+
+import shlex
+import statistics
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llava_ohd.command_line import HelpFormatter
+from llava_ohd.errors import DataFormatError, exit_on_error
+from llava_ohd.evals.pope import SUFFIX, read_questions
+from llava_ohd.files import write_json, write_text
+from llava_ohd.records import Question
+from llava_ohd.results import versions
+
+OUT = Path(__file__).resolve().parent / "results" / "answering"
+GEOMETRIES = ("7b", "quarter", "eighth", "tiny")
+
+
+def _arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of POPE's question files")
+    parser.add_argument("--set", default="coco_official_08d957b", help="folder inside DATA, where it holds several")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="eighth", help="sizes of the model")
+    parser.add_argument("--tokenizer", type=Path, default=Path("../shared/data/tokenizers/llama"), help="Llama's")
+    parser.add_argument("--images", type=int, default=4, help="images of a repetition; 18 questions on each")
+    parser.add_argument("--repetitions", type=int, default=3, help="each with images of its own")
+    parser.add_argument("--batch_size", type=int, default=32, help="of ours and of the padded way")
+    parser.add_argument("--length", type=int, default=2, help="tokens of an answer; 2 are a word and the end")
+    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="weights in bfloat16")
+    parser.add_argument("--peak_tflops", type=float, help="of the device, to print the share reached (MFU)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the result")
+    return parser.parse_args()
+
+
+def _questions(given: Namespace) -> list[list[Question]]:
+    """Returns the questions of each repetition, those of the files with LLaVA's demand for a single word."""
+    folder = given.data / given.set
+    by_image: dict[str, list[Question]] = {}
+    for question in read_questions(folder if folder.is_dir() else given.data):
+        by_image.setdefault(question.image, []).append(Question(question.id, question.image, question.prompt + SUFFIX))
+    needed = given.images * given.repetitions
+    if len(by_image) < needed:
+        raise DataFormatError(f"{given.data}: {len(by_image)} images, {needed} are needed; lower --repetitions")
+    chosen = list(by_image.values())[:needed]
+    starts = range(0, needed, given.images)
+    return [[question for rows in chosen[start : start + given.images] for question in rows] for start in starts]
+
+
+def _measure(given: Namespace, folder: Path) -> dict[str, Any]:
+    import torch
+
+    from llava_ohd.answering import speed
+    from llava_ohd.progress import track
+    from llava_ohd.training.measuring import product_rate
+
+    torch.set_num_threads(given.threads)
+    groups = _questions(given)
+    speed.write_images(folder, sorted({question.image for group in groups for question in group}))
+    stage = speed.Stage(given.geometry, given.tokenizer, folder, given.batch_size, given.device, given.bf16)
+    few = [question for question in groups[0] if question.image == groups[0][0].image]
+    flops = {way: speed.count_flops(stage, way, few, given.length) for way in speed.WAYS}  # warms up, too
+    costs: dict[str, list[Any]] = {way: [] for way in speed.WAYS}
+    differing, texts = dict.fromkeys(speed.WAYS, 0), set()
+    for number, group in enumerate(track(groups, "answering")):
+        answers = {}
+        for way in speed.WAYS[:: 1 if number % 2 else -1]:
+            cost, answers[way] = speed.timed_answers(stage, way, group, given.length)
+            costs[way].append(asdict(cost))
+        for way in speed.WAYS:
+            differing[way] += len(speed.differing(answers[speed.WAYS[0]], answers[way], exact=not given.bf16))
+        texts |= set(answers[speed.WAYS[0]].values())
+    questions = [question for group in groups for question in group]
+    return {
+        "questions": len(questions),
+        "distinct_prompts": len({(question.image, question.prompt) for question in questions}),
+        "distinct_answers": len(texts),
+        "differing": differing,
+        "flops_first_image": flops | {"floor": speed.floor_flops(stage, few, given.length)},
+        "costs": costs,
+        "product_flops": product_rate(given.device, given.bf16),
+    }
+
+
+def _summary(given: Namespace, measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns questions a second of each way, and the ratios to ours: median over the repetitions."""
+    costs, flops = measured["costs"], measured["flops_first_image"]
+    each = measured["questions"] / given.repetitions
+    ways = {
+        way: {clock: statistics.median(cost[clock] for cost in rows) for clock in ("wall", "cpu", "reading")}
+        for way, rows in costs.items()
+    }
+    speedup = {
+        way: {
+            clock: statistics.median(one[clock] / other[clock] for one, other in zip(rows, costs["ours"], strict=True))
+            for clock in ("wall", "cpu")
+        }
+        for way, rows in costs.items()
+        if way != "ours"
+    }
+    for numbers in ways.values():
+        numbers["questions_per_second"] = each / numbers["wall"]
+    bounds = {name: flops["one by one"] / flops[name] for name in ("padded", "ours", "floor")}
+    return {"ways": ways, "speedup": speedup, "bounds": bounds}
+
+
+def _table(given: Namespace, measured: dict[str, Any], summary: dict[str, Any]) -> str:
+    flops, bounds, speedup = measured["flops_first_image"], summary["bounds"], summary["speedup"]
+    lines = [
+        "| way | questions/s | time (s) | processor time (s) | reading images (s) | GFLOP, one image | differing |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, way in summary["ways"].items():
+        lines.append(
+            f"| {name} | {way['questions_per_second']:.2f} | {way['wall']:.2f} | {way['cpu']:.2f} "
+            f"| {way['reading']:.2f} | {flops[name] / 1e9:.1f} | {measured['differing'][name]} |"
+        )
+    lines += [
+        "",
+        f"{measured['questions']} questions on {given.images * given.repetitions} images, "
+        f"{measured['distinct_prompts']} of them distinct, {measured['distinct_answers']} distinct answers. Ours is "
+        f"{speedup['one by one']['wall']:.2f} times as fast as one by one "
+        f"({speedup['one by one']['cpu']:.2f} in processor time), {speedup['padded']['wall']:.2f} times as fast as "
+        f"padded batches ({speedup['padded']['cpu']:.2f}). The ratio of FLOPs to one by one is {bounds['ours']:.2f}; "
+        f"the floor is {flops['floor'] / 1e9:.1f} GFLOP, which would be {bounds['floor']:.2f}. A plain matrix product "
+        f"runs at {measured['product_flops'] / 1e9:.0f} GFLOP/s.",
+    ]
+    if given.peak_tflops:
+        scale = measured["questions"] / given.repetitions / 18 / given.peak_tflops / 1e12
+        shares = (f"{name} {flops[name] * scale / way['wall']:.1%}" for name, way in summary["ways"].items())
+        lines.append(f"Of {given.peak_tflops:g} TFLOP/s: {', '.join(shares)}.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the command."""
+    given = _arguments()
+    with exit_on_error(), tempfile.TemporaryDirectory() as folder:
+        from llava_ohd.training.measuring import machine
+
+        measured = _measure(given, Path(folder))
+        summary = _summary(given, measured)
+        table = _table(given, measured, summary)
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        command = f"python benchmarks/answering.py {shlex.join(sys.argv[1:])}"
+        where = machine(given.threads, given.device)
+        record = {"command": command, "settings": settings, "machine": where, "versions": versions()}
+        write_json(given.out / f"{given.geometry}.json", record | summary | measured)
+        write_text(given.out / f"{given.geometry}.md", f"{table}\n\n{_origin(record)}\n")
+        result = given.out / given.geometry
+        print(f"{table}\n\nresult: {result}.json\nspeedup {summary['speedup']['one by one']['wall']:.2f}")
+
+
+def _origin(record: dict[str, Any]) -> str:
+    machine, libraries = record["machine"], record["versions"]
+    where = f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads on {machine['cores']} cores"
+    return f"`{record['command']}`: {where}; torch {libraries['torch']}, transformers {libraries['transformers']}."
+
+
+if __name__ == "__main__":
+    main()
