@@ -32,7 +32,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--images", type=Path, default=world / "images", help="folder of the images, or of one folder per set"
     )
-    parser.add_argument("--fit", type=Path, metavar="FILE", help="rows to fit controls on (default: dev rows at DATA)")
+    parser.add_argument(
+        "--fit", type=Path, metavar="FILE", help="rows to fit controls on (default: dev or train rows beside DATA)"
+    )
     parser.add_argument("--controls-only", action="store_true", help="print what is reached without image and encoder")
     parser.add_argument("--debias", type=Path, metavar="DIR", help="write a split on which controls are at chance")
     parser.add_argument("--out", type=Path, help="default: eval/ENCODER/ohd_caps in the home folder")
@@ -54,7 +56,8 @@ def main() -> None:
             from llava_ohd.tower.names import expect
 
             expect(given.encoder)
-        rows, fitting = sets.read_test_sets(given.data), blind.fitting_rows(given.data, given.fit)
+        rows = sets.read_test_sets(given.data)
+        fitting = blind.fitting_rows(given.data, rows, given.fit)
         out = given.out if given.out or blind_only else evaluation_folder(given.encoder, "ohd_caps", given.own_data)
         controls = blind.blind_accuracies(rows, fitting)
         if blind_only:

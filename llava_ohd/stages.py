@@ -157,6 +157,8 @@ def _clear_stale(stage: Stage, fingerprint: str, folder: Path, rests_on_new: boo
     """
     file = folder / "begun.json"
     begun = read_json(file) if file.is_file() else {}
+    if not rests_on_new and (stage.output / COMPLETE).is_file():
+        print(f"{stage.label}: made again, since its command, its code or what it reads has changed", flush=True)
     if rests_on_new or begun.get(stage.name, fingerprint) != fingerprint or (stage.output / COMPLETE).is_file():
         remove_folder(stage.output)
     write_json(file, begun | {stage.name: fingerprint})

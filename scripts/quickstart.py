@@ -11,6 +11,8 @@ Cost:    about 10 minutes on 2 CPU cores, 2 GB. Killed at any moment, it goes on
 
 import argparse
 import os
+import signal
+import sys
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
@@ -33,6 +35,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Runs the command."""
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the running stage as Ctrl-C does
     with exit_on_error():
         from llava_ohd.world.main_job import JobConfig, main_job, on_photos, photos_job, register_all
 

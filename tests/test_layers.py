@@ -26,7 +26,7 @@ COMMANDS = ("scripts", "eval", "benchmarks")
 
 CORE = {"torch", "transformers", "safetensors", "PIL", "numpy", "huggingface_hub"}  # the last two come with the others
 TRAIN = {"accelerate", "datasets", "httpx2", "inflect", "peft", "sentencepiece", "tokenizers", "yaml"}
-EVAL = {"jinja2", "matplotlib", "scipy"}
+EVAL = {"jinja2", "matplotlib", "scipy", "threadpoolctl"}
 LIBRARIES: dict[int, set[str]] = {0: set(), 1: CORE, 2: CORE | TRAIN | EVAL}
 INSIDE_FUNCTIONS = {0: {"nltk", "pooch", "sentencepiece", "spacy"}, 1: {"llava"}, 2: {"deepspeed", "bitsandbytes"}}
 

@@ -37,7 +37,9 @@ def test_complete_stages_are_skipped(tmp_path: Path) -> None:
     assert runs(tmp_path, "a", "b") == [1, 1]
 
 
-def test_a_changed_command_runs_again_with_all_that_rests_on_it(tmp_path: Path) -> None:
+def test_a_changed_command_runs_again_with_all_that_rests_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stages(mark: str) -> list[Stage]:
         return [
             counting(tmp_path, "a", mark=mark),
@@ -46,7 +48,9 @@ def test_a_changed_command_runs_again_with_all_that_rests_on_it(tmp_path: Path) 
         ]
 
     run_stages(stages("x"), tmp_path / "job")
+    assert "made again" not in capsys.readouterr().out
     run_stages(stages("y"), tmp_path / "job")
+    assert "a: made again, since its command, its code or what it reads has changed" in capsys.readouterr().out
     assert runs(tmp_path, "a", "b", "c") == [2, 2, 1]
 
 

@@ -30,10 +30,15 @@ def write_card(folder: Path, places: Sequence[Path] = ()) -> Path:
 
     Raises:
         EncoderFormatError, EncoderNotFound: the folder is no whole encoder.
-        DataFormatError: a file is broken.
+        DataFormatError: a file is broken, or the encoder was not made of another one.
     """
     encoder = tower.check(folder)
     record = read_json(folder / "ohd.json")
+    if not record.get("parents"):
+        raise DataFormatError(
+            f"{folder} was not fine-tuned or interpolated here (its ohd.json names no parents); a card describes an "
+            "encoder that was: give its name or folder as --encoder"
+        )
     found = [read_results(file) for place in places for file in sorted(place.rglob("results.json"))]
     own = [result for result in found if (result.get("encoder") or {}).get("digest") == encoder.digest]
     lines = [f"# {record.get('name')}", "", "A CLIP encoder written by llava_ohd (`scripts/finetune_clip.py`).", ""]

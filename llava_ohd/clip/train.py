@@ -37,7 +37,7 @@ def finetune(config: FinetuneConfig) -> Path:
         The new encoder folder.
 
     Raises:
-        EncoderNotFound, EncoderFormatError: the encoder to start from.
+        EncoderNotFound, EncoderFormatError: the encoder to start from, or the name of the new one.
         DataFormatError, ImageError: the rows or an image.
         StorageError: no room; what was there before is still there.
         StageFailed: the loss is not finite.
@@ -46,6 +46,10 @@ def finetune(config: FinetuneConfig) -> Path:
     from llava_ohd import tower
     from llava_ohd.clip.trainer import remove_checkpoints
 
+    if config.register and config.name == "openai":
+        raise EncoderFormatError(
+            "--name openai is the stock encoder, with which results are compared; give another name"
+        )
     for file in (config.data, config.dev):
         if file is not None and not file.is_file():
             raise DataFormatError(

@@ -223,6 +223,7 @@ def last_checkpoint(folder: Path, fingerprint: str) -> Path | None:
         if is_complete(checkpoint, fingerprint):
             whole.append(checkpoint)
         else:
+            print(f"{checkpoint} is half-written, or of a run with other settings: removed", flush=True)
             shutil.rmtree(checkpoint, ignore_errors=True)
     return max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
 

@@ -36,11 +36,12 @@ class Fitting:
     source: str = "the other rows of the set (5 parts)"
 
 
-def fitting_rows(data: Path, given: Path | None = None) -> Fitting:
-    """Reads the rows that controls are fitted on.
+def fitting_rows(data: Path, sets: Sets, given: Path | None = None) -> Fitting:
+    """Reads the rows that controls are fitted on, without those of images on which they are measured.
 
     Args:
         data: What the sets were read from; dev or train rows are looked for there.
+        sets: The rows that are measured.
         given: The file that the user named.
 
     Raises:
@@ -49,8 +50,13 @@ def fitting_rows(data: Path, given: Path | None = None) -> Fitting:
     file = given or dev_file(data)
     if file is None:
         return Fitting()
-    rows = read_dev(file)
-    return Fitting(rows, f"{len(rows)} rows of {file.parent.name}/{file.name}")
+    measured = {Path(row.image).name for rows in sets.values() for row in rows}
+    read = read_dev(file)
+    rows = [row for row in read if Path(row.image).name not in measured]
+    if not rows:
+        return Fitting()
+    without = f", without {len(read) - len(rows)} whose images are measured" if len(rows) < len(read) else ""
+    return Fitting(rows, f"{len(rows)} rows of {file.parent.name}/{file.name}{without}")
 
 
 def blind_accuracies(sets: Sets, fitting: Fitting) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from llava_ohd import __version__
 from llava_ohd.code_digest import code_digest
+from llava_ohd.errors import DataFormatError
 from llava_ohd.files import sha256_file, write_json
 from llava_ohd.ohd_caps.by_rule import RuleWriter, Written
 from llava_ohd.ohd_caps.coco import CocoImage
@@ -93,9 +94,12 @@ def build_file(
         The rows, and how they were written.
 
     Raises:
+        DataFormatError: `out` is one of the sources.
         StageFailed: an endpoint's budget is used up or it does not answer; what it answered is kept.
         StorageError: the disk is full or not writable.
     """
+    if out.resolve() in [source.resolve() for source in sources]:
+        raise DataFormatError(f"{out} is what the rows are made from and would be lost; give another --out")
     parts = out.with_name(f"{out.name}.parts")
     code = [code_digest(Path(file)) for file in (__file__, inspect.getfile(type(write)))]
     made_from = {"code": code, "planned": planned.digest, "writer": write.identity}

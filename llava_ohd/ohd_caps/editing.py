@@ -24,6 +24,7 @@ __all__ = [
     "uncapitalised",
 ]
 
+_DETACHED_END = re.compile(r"\s[.!?]+\s*$")
 _TAIL = re.compile(r"[\s.,;:!?\"']*$")
 _LINK = re.compile(r"\s+(?:next to|with|beside|near|behind|under|above|in front of|on top of|on|in|by)\s+")
 _SINGULAR = {"are": "is", "were": "was", "have": "has"}
@@ -38,6 +39,8 @@ def splice(caption: str, start: int, end: int, text: str) -> str:
     result = " ".join(f"{caption[:start]}{text}{caption[end:]}".split())
     result = re.sub(r"(\s?,)(?:\s?,)+", r"\1", result)
     result = re.sub(r"^[\s,.]+|\s?,(?=\s?[.!?]*$)", "", result)
+    if not _DETACHED_END.search(caption):
+        result = re.sub(r"\s+(?=[.!?]+$)", "", result)
     first = result[:1].upper() if caption[:1].isupper() else result[:1].lower()
     return first + result[1:]
 

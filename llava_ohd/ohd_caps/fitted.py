@@ -2,7 +2,8 @@
 
 What they reach is what the wording of a caption alone gives away: how generated captions are written (`style`) and what
 they talk about (`bag_of_ngrams`, `characters`). A softmax over the captions of a row makes the scores a probability of
-being the right one; its log-loss with an L2 penalty is minimised by L-BFGS.
+being the right one; its log-loss with an L2 penalty is minimised by L-BFGS. Its vectors are short, so that threads of
+the linear algebra library only wait for each other, and their number would change the last digits: there is one.
 
 Source: the bag-of-words baselines of "annotation artifacts", Gururangan et al. 2018, arXiv 1803.02324.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from llava_ohd.ohd_caps.controls import first_places
 from llava_ohd.ohd_caps.records import OhdRow
@@ -200,7 +202,8 @@ def softmax_regression(matrix: Any, sizes: NDArray[np.int64], penalty: float, st
         return value, matrix.T @ surplus / len(sizes) + penalty * weights
 
     start = np.zeros(matrix.shape[1])
-    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
+    with threadpool_limits(1):
+        return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x
 
 
 def cross_fitted(

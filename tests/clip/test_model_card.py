@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from llava_ohd import tower
 from llava_ohd.clip.model_card import write_card
+from llava_ohd.errors import DataFormatError
 from llava_ohd.records import Metric
 from llava_ohd.results import write_results
 
@@ -16,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_card_holds_results_of_its_own_encoder_only(tiny_encoder_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_encoder_dir, tmp_path / "encoder")
+    with pytest.raises(DataFormatError, match="was not fine-tuned or interpolated here"):
+        write_card(tmp_path / "encoder")
+    record = json.loads((tmp_path / "encoder/ohd.json").read_text())
+    parents = [{"path": str(tiny_encoder_dir), "digest": record["digest"]}]
+    (tmp_path / "encoder/ohd.json").write_text(json.dumps(record | {"parents": parents}))
     card = write_card(tmp_path / "encoder").read_text()
     for name in ("ohd_caps", "zero_shot", "pope", "chair"):
         assert f"| {name} | | | not measured | |" in card

@@ -305,6 +305,11 @@ def test_a_diverging_run_is_stopped(config: FinetuneConfig, monkeypatch: pytest.
         finetune(config)
 
 
+def test_the_stock_encoder_keeps_its_name(config: FinetuneConfig) -> None:
+    with pytest.raises(EncoderFormatError, match="--name openai is the stock encoder"):
+        finetune(replace(config, name="openai", register=True))
+
+
 def test_broken_input_is_named(config: FinetuneConfig) -> None:
     with pytest.raises(DataFormatError, match=r"nothing\.jsonl does not exist"):
         finetune(replace(config, data=config.data.with_name("nothing.jsonl")))

@@ -253,6 +253,16 @@ def test_command_writes_rows_and_prints_the_controls(tmp_path: Path) -> None:
     assert "chance 3.6 %" in done.stdout
 
 
+def test_the_source_is_not_written_over(tmp_path: Path) -> None:
+    source = tmp_path / "mine.jsonl"
+    source.write_text(json.dumps({"image": "1.jpg", "caption": "A fork on a table.", "objects": ["fork"]}) + "\n")
+    before = source.read_bytes()
+    done = command("--source", source, "--out", tmp_path / "." / "mine.jsonl")
+    assert done.returncode == 2
+    assert "is what the rows are made from" in done.stderr
+    assert source.read_bytes() == before
+
+
 def test_command_refuses_wrong_input_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.json").touch()
     for source in (tmp_path / "nowhere.json", tmp_path / "empty.json"):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,8 @@ def test_the_fit_is_at_the_minimum() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the authors' files are not at {REAL}")
 def test_fitted_controls_on_the_authors_files() -> None:
-    dev, sets = fitting_rows(REAL), read_test_sets(REAL)
+    sets = read_test_sets(REAL)
+    dev = fitting_rows(REAL, sets)
     assert dev.source == "990 rows of dev/coco_annotations.json"
     controls = {kind: fit(dev.rows, *KINDS[kind]) for kind in ("style", "bag_of_ngrams")}
     style, grams = ([100 * accuracy(rows, control) for rows in sets.values()] for control in controls.values())
@@ -100,6 +102,17 @@ def test_fitted_controls_on_the_authors_files() -> None:
     assert style == pytest.approx([22.4, 8.8, 32.6], abs=0.7)
     assert grams == pytest.approx([41.2, 31.0, 52.4], abs=4.0)
     assert sum(grams) / 3 == pytest.approx(41.5, abs=1.7)
+
+
+def test_controls_are_not_fitted_on_rows_that_are_measured(tmp_path: Path) -> None:
+    rows = [replace(row(f"a {kind}", f"a {kind} cup"), image=f"{kind}.jpg") for kind in "abcdef"]
+    write_rows(tmp_path / "test.jsonl", rows[:4])
+    write_rows(tmp_path / "train.jsonl", rows[2:])
+    measured = read_test_sets(tmp_path / "test.jsonl")
+    fitting = fitting_rows(tmp_path / "test.jsonl", measured)
+    assert [one.image for one in fitting.rows] == ["e.jpg", "f.jpg"]
+    assert fitting.source.endswith("train.jsonl, without 2 whose images are measured")
+    assert fitting_rows(tmp_path, measured, tmp_path / "test.jsonl").rows == ()
 
 
 def test_table() -> None:

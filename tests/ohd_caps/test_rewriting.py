@@ -107,6 +107,8 @@ def test_connectives_are_those_of_the_corpus() -> None:
         ("A man holding up a cup on a chair", ["cup"], "A man on a chair"),
         ("A man in front of a tree .", ["tree"], "A man ."),
         ("A dog and a man are sitting", ["dog"], "A man is sitting"),
+        ("A man in front of a tree.", ["tree"], "A man."),
+        ("A red ball and a cup!", ["cup"], "A red ball!"),
         ("a ball", ["ball"], None),
         ("a ball and a cup", ["ball", "cup"], None),
         ("a ball and a cup", ["star"], None),
