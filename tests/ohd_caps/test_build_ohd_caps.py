@@ -255,7 +255,10 @@ def test_command_writes_rows_and_prints_the_controls(tmp_path: Path) -> None:
 
 def test_the_source_is_not_written_over(tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
-    source.write_text(json.dumps({"image": "1.jpg", "caption": "A fork on a table.", "objects": ["fork"]}) + "\n")
+    rows = [("a fork on a table", ["fork"]), ("a dog and a cat", ["dog", "cat"]), ("a man on a horse", ["horse"])]
+    rows += [("a red car", ["car"]), ("an apple and a cup", ["apple", "cup"])]
+    lines = [json.dumps({"image": f"{n}.jpg", "caption": row[0], "objects": row[1]}) for n, row in enumerate(rows)]
+    source.write_text("\n".join(lines))
     before = source.read_bytes()
     done = command("--source", source, "--out", tmp_path / "." / "mine.jsonl")
     assert done.returncode == 2
