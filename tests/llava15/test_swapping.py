@@ -13,6 +13,7 @@ from llava_ohd.answering.engine import load
 from llava_ohd.answering.session import Session, ask
 from llava_ohd.errors import DataFormatError, EncoderFormatError, ModelFormatError, StorageError
 from llava_ohd.llava15 import model_dir, refit
+from llava_ohd.llava15.convert import ConvertConfig, convert
 from llava_ohd.llava15.model import build
 from llava_ohd.llava15.stages import trainable
 from llava_ohd.llava15.swapping import SwapConfig, swap
@@ -271,3 +272,34 @@ def test_another_geometry_is_refused(stock: model_dir.ModelDir, tiny_encoder_dir
     tower.write(CLIPModel(config), folder, files_from=tiny_encoder_dir, name="deep", parents=[], config={})
     with pytest.raises(EncoderFormatError, match="layers 3"):
         swap(SwapConfig(stock.path, str(folder), tmp_path / "out"))
+
+
+def test_a_whole_model_is_swapped_too(
+    tiny_encoder_dir: Path, other: Path, tiny_llama_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    whole = stored("full", tmp_path / "llava-full", tower.check(tiny_encoder_dir), tiny_llama_dir, images)
+    made = swap(SwapConfig(whole.path, str(tiny_encoder_dir), tmp_path / "llava-same"))
+    assert answers(made, images) == answers(whole, images)
+    fitted = swap(SwapConfig(whole.path, str(other), tmp_path / "llava-fitted", "refit"))
+    assert fitted.base["path"] == str(whole.path)
+    assert (fitted.path / "tokenizer.model").read_bytes() == (tiny_llama_dir / "tokenizer.model").read_bytes()
+    changed = [n for n, w in model_dir.stored_weights(whole).items() if not torch.equal(w, weight_of(fitted, n))]
+    assert changed == ["model.mm_projector.0.bias", "model.mm_projector.0.weight"]
+
+
+def weight_of(model: model_dir.ModelDir, name: str) -> torch.Tensor:
+    return model_dir.stored_weights(model, name)[name]
+
+
+def test_a_conversion_still_says_what_it_was_trained_on(
+    stock: model_dir.ModelDir, other: Path, images: Path, tmp_path: Path
+) -> None:
+    made = swap(SwapConfig(stock.path, str(other), tmp_path / "llava-swap-lora"))
+    convert(ConvertConfig(source=made.path, out=tmp_path / "llava-whole", to="llava"))
+    again = model_dir.read(tmp_path / "llava-whole")
+    assert (again.stage, again.encoder["digest"]) == ("full", tower.check(other).digest)
+    assert again.swapped["trained_on"]["digest"] == stock.encoder["digest"]
+    source = ask(Session(str(other), again.path, images, 4), [Question("1", "1.png", "A ball?")], tmp_path / "a.jsonl")
+    assert source["model"]["swapped"]["trained_on"] == {"digest": stock.encoder["digest"]}
+    convert(ConvertConfig(source=stock.path, out=tmp_path / "llava-stock", to="llava"))
+    assert model_dir.read(tmp_path / "llava-stock").swapped == {}
