@@ -20,6 +20,7 @@ from llava_ohd.llava15.plan_trace import Step, Traced, traced
 from llava_ohd.llava15.speed import needed_flops
 from llava_ohd.llava15.ways import GEOMETRIES
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 ROOT = Path(__file__).parents[2]
 ZERO = ROOT / "zero_configs"
 TINY = GEOMETRIES["tiny"]
