@@ -7,7 +7,7 @@ Command: python scripts/plan.py --gpus 8 --gpu A100 --gpu_memory 40
          python scripts/plan.py --model 13b --stages lora --zero zero2 zero3 --batch 16 --tokens 2048
 Cost:    1 core, a few minutes for the whole table, seconds for a line; 0.6 GB of memory, no GPU.
 
-The real training step is run on tensors without memory, and counted (docs/training_plan.md has how well it agrees with
+The real training step is run on tensors without memory, and counted (benchmarks/plan.py compares it with
 measurements). Batches are those of LLaVA's data, a long one among 64; --tokens 2048 plans for the longest possible.
 --zero none is training without DeepSpeed. Offload and communication between GPUs cost time that is not counted.
 """

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ohd.clip.config import FinetuneConfig, loss_config
-from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound, MissingDependency
+from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.results import differences
 from llava_ohd.training.launch import has_gpu, prepare_deepspeed, said_once
+from llava_ohd.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def finetune(config: FinetuneConfig) -> Path:
             )
     source = tower.check(tower.resolve(config.encoder))
     settings = _settings(config, source.path)
-    _check_tracker(config.report_to)
+    check_trackers(config.report_to)
     if not _made_with(config.out, settings):
         _refuse_other(config.out, settings)
         _train(config, settings, source)
@@ -71,19 +72,6 @@ def finetune(config: FinetuneConfig) -> Path:
 def _first() -> bool:
     """Says whether this is the only process, or the one of a launched group that writes."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _check_tracker(name: str) -> None:
-    if name == "none":
-        return
-    from transformers.integrations import get_available_reporting_integrations
-
-    installed = get_available_reporting_integrations()
-    if name not in ("all", *installed):
-        raise MissingDependency(
-            f"--report_to {name}: no such tracker is installed; here are none, {', '.join(['all', *installed])}. "
-            "Install it with pip, or leave the flag out"
-        )
 
 
 def _settings(config: FinetuneConfig, source: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is that of the scripts. A flag that cannot be honoured is refused, never ignored
 Source: haotian-liu/LLaVA train/train.py, scripts/v1_5/ @ c121f04.
 """
 
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,6 +112,20 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "remove_unused_columns": (False,),
     "logging_nan_inf_filter": (False,),
     "fp16": (False,),
+    "train_sampling_strategy": ("random", "group_by_length"),
+    "label_smoothing_factor": (0.0,),
+    "neftune_noise_alpha": (None,),
+    "optim_target_modules": (None,),
+    "torch_compile": (False,),
+    "use_liger_kernel": (False,),
+    "parallelism_config": (None,),
+    "auto_find_batch_size": (False,),
+    "eval_strategy": ("no",),
+    "load_best_model_at_end": (False,),
+    "push_to_hub": (False,),
+    "save_only_model": (False,),  # such a checkpoint would go on with a new optimiser
+    "ignore_data_skip": (False,),
+    "resume_from_checkpoint": (None,),  # the last whole one of --output_dir is found
 }
 _TRAINING = (
     "per_device_train_batch_size",
@@ -126,17 +141,22 @@ _TRAINING = (
     "weight_decay",
     "lr_scheduler_type",
     "warmup_steps",
+    "lr_scheduler_kwargs",
     "optim",
+    "optim_args",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
     "bf16",
+    "tf32",
+    "attn_implementation",
     "seed",
     "data_seed",
     "model_max_length",
     "group_by_modality_length",
     "train_sampling_strategy",
+    "dataloader_drop_last",
     "average_tokens_across_devices",
 )
 _LORA = ("lora_r", "lora_alpha", "lora_dropout")
@@ -165,6 +185,7 @@ def parse(arguments: list[str], description: str) -> tuple[ModelArguments, DataA
         if value not in values:
             choice = " or ".join(map(str, values))
             raise LlavaOhdError(f"--{name} {value}: only {choice} is supported; leave the flag out or give that")
+    _check_launcher(training)
     training.stage = stage_of(model, training, _zero_stage(training))
     own_rates = [name for name in ("mm_projector_lr", "mm_vision_tower_lr") if getattr(training, name) is not None]
     if training.deepspeed and own_rates and "optimizer" in _zero(training.deepspeed):
@@ -173,6 +194,28 @@ def parse(arguments: list[str], description: str) -> tuple[ModelArguments, DataA
             "part (zero_configs/ has files without)"
         )
     return model, data, training
+
+
+def _check_launcher(training: TrainingArguments) -> None:
+    """Refuses what a launcher asks for beside the command line, which would change the training without a word."""
+    if training.n_gpu > 1:
+        raise LlavaOhdError(
+            f"one process, {training.n_gpu} GPUs: a batch would be torn apart; start a process per GPU (deepspeed, "
+            "torchrun, accelerate launch --multi_gpu), or let it see one: CUDA_VISIBLE_DEVICES=0"
+        )
+    given = {
+        "USE_DEEPSPEED": "true" if training.deepspeed else "no",
+        "MIXED_PRECISION": "bf16" if training.bf16 else "",
+    }
+    for name in ("USE_DEEPSPEED", "USE_FSDP", "MIXED_PRECISION", "DYNAMO_BACKEND"):
+        asked = os.environ.get(f"ACCELERATE_{name}", "no").lower()
+        if asked not in ("no", "false", given.get(name)):
+            raise LlavaOhdError(
+                f"accelerate's configuration asks for {name.lower()} {asked}, the command line does not; give "
+                "--deepspeed FILE or --bf16 True for that, and launch with --mixed_precision no --dynamo_backend no"
+            )
+    if training.fsdp:
+        raise LlavaOhdError(f"--fsdp {training.fsdp}: not supported; give --deepspeed zero_configs/zero3.json instead")
 
 
 def _zero(config: Any) -> dict[str, Any]:
@@ -195,4 +238,6 @@ def flags(model: ModelArguments, data: DataArguments, training: TrainingArgument
     names = [*_TRAINING, *(_LORA if training.lora_enable else ()), *(_QUANTIZED if training.bits != 16 else ())]
     record |= {name: getattr(training, name) for name in names}
     record |= {name: getattr(record[name], "value", record[name]) for name in ("lr_scheduler_type", "optim")}
-    return record | {"zero_stage": _zero_stage(training)}
+    if training.feature_cache and training.feature_cache_dtype != "auto":  # auto changes nothing
+        record["feature_cache_dtype"] = training.feature_cache_dtype
+    return record | {"deepspeed": _zero(training.deepspeed) if training.deepspeed else None}

@@ -85,14 +85,21 @@ def build(
         attention: transformers' name of the language model's attention: `sdpa`, `flash_attention_2`.
 
     Raises:
-        ModelFormatError: the folder holds no Llama model, or not all of its weights.
+        ModelFormatError: the folder holds no Llama model, or not all of its weights; or the tower has no such layer.
         EncoderFormatError: the encoder folder is damaged, or the model ended up with another tower.
     """
     disable_progress_bar()  # of every rank, for every file
-    language = _language_model(language_model, dtype, attention, quantization)
     with without_zero3():
         clip: Any = tower.load(encoder.path)
-        clip.to(dtype)
+    clip.to(dtype)
+    layers = clip.config.vision_config.num_hidden_layers
+    if not -layers - 1 <= feature_layer <= layers:
+        raise ModelFormatError(
+            f"--mm_vision_select_layer {feature_layer}: encoder {encoder.name!r} has {layers} layers; give a number "
+            f"from {-layers - 1} to {layers} (LLaVA-1.5: -2)"
+        )
+    language = _language_model(language_model, dtype, attention, quantization)
+    with without_zero3():
         config = LlavaConfig(
             vision_config=clip.config.vision_config,
             text_config=language.config,

@@ -138,7 +138,7 @@ class Planner:
 
     def _step(self, stage: str, zero: int) -> Step:
         given = self.config
-        how: dict[str, Any] = {"adapters32": zero == 0, "keep_gradients": zero == 0, "split": zero == 3}
+        how: dict[str, Any] = {"trained32": zero == 0, "keep_gradients": zero == 0, "split": zero == 3}
         how |= {"checkpointing": given.gradient_checkpointing, "lora_r": given.lora_r}
         return Step(self.geometry, stage, tower=given.unfreeze_mm_vision_tower, **how)
 

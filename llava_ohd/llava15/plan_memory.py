@@ -10,8 +10,8 @@ W weights of 2 bytes, T of them train, N ranks. Under DeepSpeed with bf16 (in by
 
 B: two buckets of gradients on their way. G: weights gathered at one moment, at most `stage3_max_live_parameters`.
 While the optimiser steps there are no activations: gradients in float32, and a temporary of torch's AdamW, take their
-place. Without DeepSpeed, gradients and moments have the type of their weight (no float32 copy); several ranks (DDP) add
-a second set of gradients. The larger of the two moments counts.
+place. Without DeepSpeed, what trains is float32, with gradients and moments of its type; several ranks (DDP) add a
+second set of gradients. The larger of the two moments counts.
 
 Source: arXiv 1910.02054 section 3; deepspeed 0.19 runtime/zero/stage_1_and_2.py, stage3.py.
 """

@@ -67,7 +67,7 @@ class Step:
         checkpointing: Recompute layers in the backward.
         lora_r: Rank of the adapters.
         tower: The tower trains too.
-        adapters32: As the Trainer without DeepSpeed: adapters stay float32 and operations convert to `dtype`.
+        trained32: As the Trainer without DeepSpeed: what trains is float32 and operations convert to `dtype`.
         split: As ZeRO-3, under which the head is not used piece by piece.
         keep_gradients: Gradients stay until the step's end, as without DeepSpeed.
     """
@@ -78,7 +78,7 @@ class Step:
     checkpointing: bool = True
     lora_r: int = 128
     tower: bool = False
-    adapters32: bool = False
+    trained32: bool = False
     split: bool = False
     keep_gradients: bool = False
 
@@ -91,7 +91,7 @@ class Step:
             model = packed(bare.to(self.dtype))
             lora = {"r": self.lora_r, "lora_alpha": 2 * self.lora_r, "lora_dropout": 0.05, "bias": "none"}
             model = trainable(model, self.stage, lora, tower=self.tower)
-        return (model if self.adapters32 else model.to(self.dtype)).train()
+        return (model if self.trained32 else model.to(self.dtype)).train()
 
 
 def traced(step: Step, rows: Sequence[Row]) -> Traced:
@@ -114,7 +114,7 @@ def _trace(step: Step, rows: Sequence[Row], layers: int) -> Traced:
             if weight.requires_grad and not step.keep_gradients:
                 weight.register_post_accumulate_grad_hook(_drop_gradient)
         base.model.language_model.layers[0].register_forward_hook(live.late_from_gradient)
-        converts = step.adapters32 and step.dtype != torch.float32
+        converts = step.trained32 and step.dtype != torch.float32
         casts: Any = torch.autocast("cpu", step.dtype) if converts else nullcontext()
         with live, casts:
             features = run_tower(base, pixels)[:, None] if len(pixels) else None

@@ -93,8 +93,8 @@ def trainable(
         seed: Of the adapter's random half.
         tower: Train the tower too, as far as it is read.
         projector: Train the projector.
-        float32: Keep the adapter in float32 beside a model in bfloat16. DeepSpeed does so itself, and ZeRO-3 refuses
-            weights of two types.
+        float32: Keep what trains in float32 beside a model in bfloat16, whose weights are too coarse for most updates
+            (0.4 percent of a weight). DeepSpeed does so itself, and ZeRO-3 refuses weights of two types.
 
     Returns:
         The model; with an adapter inside a `PeftModel`, with adapters on the language model only.
@@ -114,6 +114,9 @@ def trainable(
     bare.model.multi_modal_projector.requires_grad_(projector)
     if tower:
         _unfreeze(bare.model.vision_tower, bare.config.vision_feature_layer)
+    for weight in model.parameters() if float32 else ():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
     return model
 
 

@@ -10,15 +10,16 @@ One process, or one per GPU (deepspeed, torchrun); without GPU the ranks talk by
 Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 """
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from llava_ohd.errors import ModelFormatError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.llava15.flags import check_paths, prepare, translate
-from llava_ohd.results import differences
+from llava_ohd.llava15.run_record import identity, llava_config, projector_sha256, refuse_other_run
 from llava_ohd.training.launch import has_gpu, prepare_deepspeed, quiet, said_once
+from llava_ohd.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ def train(arguments: list[str], description: str = "") -> Path | None:
         from llava_ohd.llava15.arguments import parse
 
         parsed = parse(arguments, description)
+        check_trackers(parsed[2].report_to or [])
         run = Run(*parsed)
         for note in [*prepared, *notes]:
             run.say(note)
@@ -93,7 +95,7 @@ class Run:
         """Trains and writes, unless that is done already."""
         from llava_ohd.llava15.model_dir import read
 
-        self._refuse_other_run()
+        refuse_other_run(self.folder, self.record, self.training.world_size)
         if (self.folder / "ohd.json").is_file():
             read(self.folder)
             self.say(f"{self.folder} is finished already")
@@ -112,26 +114,14 @@ class Run:
         config["data_sha256"] = sha256_file(self.data.data_path)
         start = self.model.pretrain_mm_mlp_adapter
         if start is not None:
-            config["pretrain_mm_mlp_adapter_sha256"] = _projector_sha256(Path(start), self.encoder)
+            layer = self.model.mm_vision_select_layer
+            config["pretrain_mm_mlp_adapter_sha256"] = projector_sha256(Path(start), self.encoder, layer)
         return {
             "stage": self.training.stage,
             "encoder": {"path": str(self.encoder.path), "digest": self.encoder.digest, "name": self.encoder.name},
             "base": {"path": str(self.base), "sha256": base_sha256(self.base)},
             "config": config,
         }
-
-    def _refuse_other_run(self) -> None:
-        """Raises where the output folder holds a run with other settings, whose work would be lost or mixed up."""
-        for file in sorted([self.folder / "ohd.json", *self.folder.glob("checkpoint-*/ohd.json")]):
-            if not file.is_file():
-                continue
-            if changed := differences(identity(read_json(file)), identity(self.record)):
-                if {line.split(" was ")[0] for line in changed} <= _OF_RANKS:
-                    raise ModelFormatError(_other_ranks(file, self.training.world_size))
-                raise ModelFormatError(
-                    f"{file.parent} was made by another run: {'; '.join(changed[:4])}. Give the old values to go on, "
-                    f"another --output_dir, or remove {self.folder} to start again"
-                )
 
     def _trainer(self) -> "LlavaTrainer":
         from llava_ohd import tower
@@ -151,17 +141,18 @@ class Run:
         processor = tower.load_processor(self.encoder.path)
         pad = self.data.image_aspect_ratio == "pad"
         pixels: Any = Pixels(self.data.image_folder, processor, pad, distinct_images(rows))
-        tokenizer = load_tokenizer(self.base)
-        model, collator = self._model(), cast("Any", Batches(patches, self.encoder.image_size))
+        tokenizer, collator = load_tokenizer(self.base), cast("Any", Batches(patches, self.encoder.image_size))
+        examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
+        dataset = examples.dataset(rows)
+        for line in (*audit(examples, rows, self.training.stage), averaging(self.training)):
+            self.say(line)
+        model = self._model()  # minutes for a large one: after all that may be wrong with the data
         if self.training.feature_cache:
             from llava_ohd.llava15.feature_cache import cached
 
             settings = (self.data.image_aspect_ratio, self.training, self.encoder)
             pixels, collator = cached(pixels, collator, chain.from_iterable(rows["images"]), model, *settings)
-        examples = TrainingRows(self.model.version, tokenizer, pixels, patches, self.training.model_max_length)
-        dataset = examples.dataset(rows)
-        for line in (*audit(examples, rows, self.training.stage), averaging(self.training)):
-            self.say(line)
+            dataset = rows.with_transform(replace(examples, pixels=pixels))
         return LlavaTrainer(
             model=model,
             args=self.training,
@@ -257,82 +248,3 @@ class Run:
         with without_zero3():
             tower.register(name, path, model=self.folder)
         self.say(f"registered as the model of encoder {name!r}")
-
-
-_OF_RANKS = {"world_size", "per_device_train_batch_size", "gradient_accumulation_steps"}
-_PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path", "image_folder")
-
-
-def identity(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns what makes a run the same run, from its ohd.json: settings and digests, but not where files lie."""
-    settings = {key: value for key, value in record["config"].items() if key not in _PLACES}
-    start = record.get("trained_from", record["encoder"])
-    digests = {"encoder digest": start["digest"], "language model sha256": record["base"]["sha256"]}
-    return settings | digests | {"stage": record["stage"]}
-
-
-def _other_ranks(file: Path, ranks: int) -> str:
-    """Says what to do where a run goes on with another number of ranks."""
-    before = read_json(file)["config"]["world_size"]
-    return (
-        f"{file.parent} was made by {before} ranks, this run has {ranks} (or other batches): optimiser and random "
-        f"states belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, "
-        f"torchrun --nproc-per-node {before}), or give another --output_dir to start again"
-    )
-
-
-def _projector_sha256(start: Path, encoder: "Encoder") -> str:
-    """Returns the digest of the projector to start from.
-
-    Raises:
-        ModelFormatError: it was trained for another encoder.
-    """
-    from llava_ohd.llava15.model_dir import projector_file
-
-    file = projector_file(start)
-    record = read_json(file.parent / "ohd.json") if (file.parent / "ohd.json").is_file() else {}
-    if "swapped" in record:
-        raise ModelFormatError(
-            f"{file} belongs to a model whose encoder was exchanged after training; it was trained for the one with "
-            f"digest {record['swapped']['trained_on']['digest'][:12]}. Run stage projector for this encoder"
-        )
-    trained_for = record.get("encoder", {})
-    if trained_for and trained_for.get("digest") != encoder.digest:
-        raise ModelFormatError(
-            f"{file} was trained for the encoder with digest {str(trained_for.get('digest'))[:12]}, "
-            f"--vision_tower is {encoder.name!r} ({encoder.digest[:12]}); run stage projector for this encoder"
-        )
-    return sha256_file(file)
-
-
-def llava_config(base: Path, encoder: "Encoder", flags: dict[str, Any]) -> dict[str, Any]:
-    """Returns config.json as the original LLaVA reads it: that of the language model, with what LLaVA adds.
-
-    Args:
-        base: Folder of the language model.
-        encoder: The encoder.
-        flags: `config` of ohd.json.
-    """
-    config = read_json(base / "config.json")
-    rope = config.pop("rope_parameters", None) or {}  # transformers 5's spelling, which 4.37 would not see
-    config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-    config["torch_dtype"] = config.pop("dtype", None) or config.get("torch_dtype")
-    mm = {key: flags[key] for key in flags if key.startswith("mm_")}
-    return (
-        config
-        | mm
-        | {
-            "architectures": ["LlavaLlamaForCausalLM"],
-            "model_type": "llava_llama",
-            "mm_vision_tower": str(encoder.path),
-            "mm_hidden_size": encoder.hidden_size,
-            "use_mm_proj": True,
-            "image_aspect_ratio": flags["image_aspect_ratio"],
-            "tune_mm_mlp_adapter": flags["tune_mm_mlp_adapter"],
-            "freeze_mm_mlp_adapter": flags.get("freeze_mm_mlp_adapter", False),
-            "unfreeze_mm_vision_tower": False,
-            "tokenizer_padding_side": "right",
-            "tokenizer_model_max_length": flags["model_max_length"],
-            "use_cache": True,
-        }
-    )

@@ -112,7 +112,8 @@ class LlavaTrainer(ExactSteps):
         by_length = self.args.train_sampling_strategy == "group_by_length"
         pool = _POOL if by_length else int(self.args.group_by_modality_length)
         ranks = self.args.world_size * self.args.gradient_accumulation_steps
-        order = RowOrder(self._lengths, self.args.train_batch_size, ranks, self.args.seed, pool)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = RowOrder(self._lengths, self.args.train_batch_size, ranks, seed, pool)
         self.add_callback(Epochs(order))
         return order
 

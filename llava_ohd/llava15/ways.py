@@ -148,7 +148,7 @@ class Stage:
         self.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: (given[0].clamp(min=0),))
         rank = self.geometry.lora_r
         lora = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": lora_dropout, "bias": "none"}
-        trained = trainable(self.model, stage, lora).train()
+        trained = trainable(self.model, stage, lora, float32=False).train()  # in one type, as under DeepSpeed
         if checkpointing:
             trained.activation_checkpointing_enable()
             trained.enable_input_require_grads()

@@ -119,7 +119,7 @@ def find_rungs(config: LadderConfig) -> tuple[Rungs, list[str]]:
 
 
 def _differing(config: LadderConfig, stock: Path, both: Path) -> list[str]:
-    from llava_ohd.llava15.train import identity
+    from llava_ohd.llava15.run_record import identity
 
     one, other = (identity(read_json(folder / "ohd.json")) for folder in (stock, both))
     for record in (one, other):

@@ -14,8 +14,8 @@ from PIL import Image
 from llava_ohd import tower
 from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.model import build
+from llava_ohd.llava15.run_record import llava_config
 from llava_ohd.llava15.stages import trainable
-from llava_ohd.llava15.train import llava_config
 from llava_ohd.results import read_results
 
 EVAL = Path(__file__).parents[2] / "eval"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_ohd import tower
 from llava_ohd.llava15.convert import ConvertConfig, convert
-from llava_ohd.llava15.train import llava_config
+from llava_ohd.llava15.run_record import llava_config
 from llava_ohd.world import MINI_CLIP, MINI_LLAMA
 
 ROOT = Path(__file__).resolve().parents[2]

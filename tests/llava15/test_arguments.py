@@ -67,7 +67,7 @@ def test_llavas_lora_command_parses() -> None:
     assert data.image_aspect_ratio == "pad"
     recorded = flags(model, data, training)
     assert recorded["lr_scheduler_type"] == "cosine"
-    assert recorded["zero_stage"] is None
+    assert recorded["deepspeed"] is None
     assert "output_dir" not in recorded
 
 
@@ -91,12 +91,48 @@ BASE = "--model_name_or_path lm --vision_tower ours --data_path rows.json --imag
         ("--lora_enable True --image_aspect_ratio anyres", "only pad or square"),
         ("--lora_enable True --no_such_flag 1", "no_such_flag"),
         ("--lora_enable True --lr_scheduler_type nonsense", "nonsense"),
+        ("--train_sampling_strategy sequential", "only random or group_by_length"),
+        ("--label_smoothing_factor 0.1", "--label_smoothing_factor 0.1: only 0.0"),
+        ("--neftune_noise_alpha 5", "--neftune_noise_alpha 5.0: only None"),
+        ("--resume_from_checkpoint out/checkpoint-4", "only None"),
+        ("--save_only_model True", "--save_only_model True: only False"),
+        ("--evaluation_strategy steps --eval_steps 5", "eval_strategy .*only no"),
+        ("--push_to_hub True", "--push_to_hub True: only False"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(more: str, message: str) -> None:
     arguments, _ = translate(shlex.split(f"{BASE} {more}"), cuda=False)
     with pytest.raises(LlavaOhdError, match=message):
         parse(arguments, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("USE_DEEPSPEED", "true"), ("USE_FSDP", "true"), ("MIXED_PRECISION", "fp16")]
+)
+def test_what_accelerates_configuration_asks_for_is_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises(LlavaOhdError, match=f"asks for {name.lower()}"):
+        parse(shlex.split(f"{BASE} --lora_enable True --use_cpu True"), "")
+
+
+def test_everything_that_changes_weights_is_recorded(tmp_path: Path) -> None:
+    zero = tmp_path / "zero.json"
+    zero.write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')
+    plain = flags(*parse(shlex.split(f"{BASE} --use_cpu True"), ""))
+    for more, names in (
+        (f"--deepspeed {zero}", {"deepspeed"}),
+        ("--attn_implementation flash_attention_2", {"attn_implementation"}),
+        ("--dataloader_drop_last True", {"dataloader_drop_last"}),
+        ("--data_seed 3", {"data_seed"}),
+        ("--feature_cache DIR --feature_cache_dtype bfloat16", {"feature_cache_dtype"}),
+        ("--feature_cache DIR", set()),
+        ("--data_policy skip", {"data_policy"}),
+        ("--bits 4 --lora_enable True", {"bits", "quant_type", "double_quant", "lora_r", "lora_alpha", "lora_dropout"}),
+    ):
+        found = flags(*parse(shlex.split(f"{BASE} --use_cpu True {more}"), ""))
+        assert {key for key in found.keys() | plain.keys() if found.get(key) != plain.get(key)} == names, more
 
 
 def test_an_optimizer_of_deepspeed_would_hide_the_projectors_rate(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN, encode
 from llava_ohd.llava15.dataset import Batches
 from llava_ohd.llava15.model import build, image_tokens, language_model_folder
+from llava_ohd.llava15.run_record import llava_config
 from llava_ohd.llava15.stages import trainable
 from llava_ohd.llava15.tokenizer import load_tokenizer
-from llava_ohd.llava15.train import llava_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none"}
@@ -79,6 +79,12 @@ def test_image_features_are_projected_patches_of_layer_minus_two(
     labels = batch["labels"][:, 1:]
     loss = torch.nn.functional.cross_entropy(by_hand[:, :-1].transpose(1, 2), labels, ignore_index=IGNORE)
     torch.testing.assert_close(model(**batch).loss, loss)
+
+
+@pytest.mark.parametrize("layer", [-5, 4])
+def test_a_layer_that_the_tower_does_not_have(layer: int, encoder: tower.Encoder, tiny_llama_dir: Path) -> None:
+    with pytest.raises(ModelFormatError, match=f"--mm_vision_select_layer {layer}: .* has 3 layers"):
+        build(tiny_llama_dir, encoder, feature_layer=layer)
 
 
 def test_the_vocabulary_stays_that_of_the_language_model(encoder: tower.Encoder, tiny_llama_dir: Path) -> None:

@@ -242,6 +242,39 @@ def test_lora_with_a_tower_and_a_given_projector(
     load(model_dir.read(tmp_path / "llava-lora"), tmp_path)
 
 
+def test_a_projector_of_another_layer_is_refused(
+    trained: dict[str, Path], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    start = ["--pretrain_mm_mlp_adapter", str(trained["projector"]), "--mm_vision_select_layer", "-1"]
+    with pytest.raises(ModelFormatError, match=r"was trained on layer -2 .*, --mm_vision_select_layer is -1"):
+        train(command("lora", tmp_path / "other", *start))
+
+
+def test_another_attention_or_type_of_features_is_another_run(
+    trained: dict[str, Path], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    for more, name in (
+        (["--attn_implementation", "flash_attention_2"], "attn_implementation"),
+        (["--feature_cache", str(tmp_path / "cache"), "--feature_cache_dtype", "bfloat16"], "feature_cache_dtype"),
+        (["--dataloader_drop_last", "True"], "dataloader_drop_last"),
+    ):
+        with pytest.raises(ModelFormatError, match=f"made by another run: {name} was"):
+            train(command("projector", trained["projector"], *more))
+
+
+def test_what_is_wrong_with_data_and_trackers_is_said_before_a_model_is_built(
+    command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_ohd.llava15.model.build", lambda *_, **__: pytest.fail("a model was built"))
+    said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A ball"}]
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"id": 1, "image": "01.png", "conversations": said}]))
+    with pytest.raises(StageFailed, match="template plain drops the question"):
+        train(command("lora", tmp_path / "audited", "--version", "plain", "--data_path", str(rows)))
+    with pytest.raises(MissingDependency, match="--report_to nothing: no such tracker is installed"):
+        train(command("lora", tmp_path / "tracked", "--report_to", "nothing"))
+
+
 def test_each_part_has_its_own_rate(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """Adam's first step moves a weight by its rate."""
     rates = {"--learning_rate": "1e-3", "--mm_projector_lr": "1e-4", "--mm_vision_tower_lr": "1e-5"}
@@ -255,6 +288,21 @@ def test_each_part_has_its_own_rate(command: Callable[..., list[str]], tmp_path:
         names = [name for name in first if part in name]
         moved = max((second[name] - first[name]).abs().max().item() for name in names)
         assert 0.5 * rate < moved < 1.5 * rate, part
+
+
+def test_without_deepspeed_what_trains_is_not_rounded_to_bfloat16(
+    command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """A step of 1e-5 is less than half of what bfloat16 tells apart, for most weights of a projector."""
+    schedule = ["--warmup_steps", "0", "--lr_scheduler_type", "constant", "--max_steps"]
+    for stage, part in (("projector", "mm_projector.2.weight"), ("unfrozen", "patch_embedding.weight")):
+        stored = []
+        for steps in ("1", "2"):
+            folder = tmp_path / f"{stage}{steps}"
+            train(command(stage, folder, "--bf16", "True", "--learning_rate", "1e-5", *schedule, steps))
+            stored += [weight for name, weight in all_weights(folder).items() if name.endswith(part)]
+        first, second = stored
+        assert (first != second).float().mean() > 0.9, stage
 
 
 def test_gradient_checkpointing_changes_no_loss(

@@ -15,9 +15,10 @@ from llava_ohd.errors import DataFormatError, EncoderFormatError, ModelFormatErr
 from llava_ohd.llava15 import model_dir, refit
 from llava_ohd.llava15.convert import ConvertConfig, convert
 from llava_ohd.llava15.model import build
+from llava_ohd.llava15.run_record import llava_config
 from llava_ohd.llava15.stages import trainable
 from llava_ohd.llava15.swapping import SwapConfig, swap
-from llava_ohd.llava15.train import llava_config, train
+from llava_ohd.llava15.train import train
 from llava_ohd.records import Question
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -20,8 +20,8 @@ from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.conversation import encode_question
 from llava_ohd.llava15.convert.parity import pictures
 from llava_ohd.llava15.model import build, image_tokens
+from llava_ohd.llava15.run_record import llava_config
 from llava_ohd.llava15.tokenizer import load_tokenizer
-from llava_ohd.llava15.train import llava_config
 from llava_ohd.world import MINI_CLIP, MINI_LLAMA
 
 FLAGS: dict[str, Any] = {

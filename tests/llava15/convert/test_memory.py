@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from llava_ohd import tower
-from llava_ohd.llava15.train import llava_config
+from llava_ohd.llava15.run_record import llava_config
 from llava_ohd.world import MINI_LLAMA
 
 pytestmark = pytest.mark.skipif(
