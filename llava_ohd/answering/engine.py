@@ -91,7 +91,7 @@ class LlavaAnswerer:
             text = self._tokenizer.decode(found.tokens, skip_special_tokens=True).strip()
             first = dict(zip(words, found.first, strict=True))
             scores = {word: sum(first[token] for token in tokens) for word, tokens in self._words.items()}
-            yield from (Answer(question_id, text, scores) for question_id in found.asked.ids)
+            yield from (Answer(question_id, text, metadata=scores) for question_id in found.asked.ids)
 
     def one_by_one(self, questions: Sequence[Question], max_new_tokens: int) -> Iterator[Answer]:
         """Yields the answers that transformers' `generate` gives to each question alone, to compare with."""
