@@ -4,16 +4,20 @@ Source: arXiv 2410.03176, section 5 "Training Details"; Yufang-Liu/clip_hallucin
 """
 
 from dataclasses import dataclass, field, fields
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llava_ohd.command_line import helps
+from llava_ohd.command_line import helps, require, require_between
 from llava_ohd.home import home
 
 if TYPE_CHECKING:
     from llava_ohd.clip.loss import LossConfig
 
-__all__ = ["FinetuneConfig", "loss_config"]
+__all__ = ["FREEZABLE", "FinetuneConfig", "check", "loss_config"]
+
+FREEZABLE = ("vision", "text", "projections", "visual_projection", "text_projection", "logit_scale")
+"""Parts that `--freeze` takes; `projections` are both."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,9 @@ class FinetuneConfig:
         default=None,
         metadata=helps("OHD-Caps rows by whose accuracy the best checkpoint is chosen; images as --images"),
     )
-    freeze: list[Literal["vision", "text", "projections", "visual_projection", "text_projection", "logit_scale"]] = (
-        field(default_factory=list, metadata=helps("parts that do not train; LiT: vision visual_projection"))
+    freeze: list[str] = field(  # HfArgumentParser cannot read a list of literals; `check` refuses other names
+        default_factory=list,
+        metadata=helps(f"parts that do not train, of {', '.join(FREEZABLE)}; LiT: vision visual_projection"),
     )
     train_layers: int | None = field(
         default=None, metadata=helps("train only so many layers of each tower, the last ones, and what follows them")
@@ -114,6 +119,31 @@ class FinetuneConfig:
         default=None, metadata=helps("DeepSpeed's json, zero_configs/zero2.json; under torchrun or deepspeed")
     )
     report_to: str = field(default="none", metadata=helps("none, tensorboard, wandb, ... (as in HF's Trainer)"))
+
+
+def check(config: FinetuneConfig) -> None:
+    """Refuses settings that no training can have, before anything is read.
+
+    Raises:
+        OptionError: the first of them, with what is expected.
+    """
+    for name in ("batch_size", "gradient_accumulation_steps", "save_steps", "chunk_size", "lora_alpha"):
+        require_between(1, inf, name, getattr(config, name))
+    for name in ("lambda1", "lambda2", "negatives", "warmup_steps", "weight_decay", "train_layers", "lora_rank"):
+        require_between(0, inf, name, getattr(config, name))
+    for name in ("tau1", "tau2"):
+        value = getattr(config, name)
+        require(value is None or isfinite(value), name, value, "a finite number")
+    for name in ("learning_rate", "epochs", "vision_rate", "text_rate"):
+        value = getattr(config, name)
+        require(value is None or 0 < value < inf, name, value, "a number above 0")
+    require(0 < config.layer_decay <= 1, "layer_decay", config.layer_decay, "a factor above 0 and at most 1")
+    require(
+        config.max_steps == -1 or config.max_steps >= 1, "max_steps", config.max_steps, "at least 1, or -1 (epochs)"
+    )
+    require_between(0, 2**32 - 1, "seed", config.seed)
+    for part in config.freeze:
+        require(part in FREEZABLE, "freeze", part, f"some of {', '.join(FREEZABLE)}", "leave it out to train all")
 
 
 def loss_config(config: FinetuneConfig) -> "LossConfig":

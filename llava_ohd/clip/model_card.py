@@ -30,8 +30,11 @@ def write_card(folder: Path, places: Sequence[Path] = ()) -> Path:
 
     Raises:
         EncoderFormatError, EncoderNotFound: the folder is no whole encoder.
-        DataFormatError: a file is broken.
+        DataFormatError: a file is broken, or one of `places` is no folder.
     """
+    for place in places:
+        if not place.is_dir():
+            raise DataFormatError(f"--results {place} is no folder; give folders that hold results.json of evaluations")
     encoder = tower.check(folder)
     record = read_json(folder / "ohd.json")
     found = [read_results(file) for place in places for file in sorted(place.rglob("results.json"))]

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.clip.config import FinetuneConfig, loss_config
+from llava_ohd.clip.config import FinetuneConfig, check, loss_config
+from llava_ohd.command_line import require, require_between
 from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound, MissingDependency
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.results import differences
@@ -37,16 +38,20 @@ def finetune(config: FinetuneConfig) -> Path:
         The new encoder folder.
 
     Raises:
+        OptionError: a setting that no training can have.
         EncoderNotFound, EncoderFormatError: the encoder to start from.
         DataFormatError, ImageError: the rows or an image.
         StorageError: no room; what was there before is still there.
         StageFailed: the loss is not finite.
         MissingDependency: what `report_to` names is not installed.
     """
+    check(config)
     from llava_ohd import tower
     from llava_ohd.clip.trainer import remove_checkpoints
 
     for file in (config.data, config.dev):
+        if file is not None and file.is_dir():
+            raise DataFormatError(f"{file} is a folder; a file of OHD-Caps rows is expected: give one that lies in it")
         if file is not None and not file.is_file():
             raise DataFormatError(
                 f"{file} does not exist; make it with scripts/build_ohd_caps.py, or give another file"
@@ -73,11 +78,14 @@ def _check_tracker(name: str) -> None:
     if name == "none":
         return
     from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+    known = ", ".join(["none", "all", *INTEGRATION_TO_CALLBACK])
+    require(name in ("all", *INTEGRATION_TO_CALLBACK), "report_to", name, f"one of {known}")
     installed = get_available_reporting_integrations()
     if name not in ("all", *installed):
         raise MissingDependency(
-            f"--report_to {name}: no such tracker is installed; here are none, {', '.join(['all', *installed])}. "
+            f"--report_to {name}: this tracker is not installed; here are none, {', '.join(['all', *installed])}. "
             "Install it with pip, or leave the flag out"
         )
 
@@ -183,6 +191,7 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
 
     tokenizer, processor = tower.load_tokenizer(source), tower.load_processor(source)
     rows = read_rows(config.data)
+    require_between(0, max(len(row.negatives) for row in rows), "negatives", config.negatives)
     pictures = Images(config.images, image_names(rows), processor)
     data = OhdData(rows, pictures, tokenizer, config.negatives, config.seed, config.chunk_size)
     if config.dev is None:

@@ -25,6 +25,7 @@ from llava_ohd.errors import (
     EncoderNotFound,
     ImageError,
     MissingDependency,
+    OptionError,
     StageFailed,
     StorageError,
 )
@@ -272,11 +273,14 @@ def test_tensorboard_gets_the_curve(config: FinetuneConfig) -> None:
     assert list(found[4, "eval/accuracy"]) == pytest.approx([read_curve(config.out)[-1]["eval_accuracy"]])
 
 
-def test_a_tracker_that_is_not_installed_is_named(config: FinetuneConfig) -> None:
-    with pytest.raises(
-        MissingDependency, match="--report_to nothing: no such tracker is installed; here are none, all"
-    ):
-        finetune(replace(config, report_to="nothing"))
+def test_a_tracker_that_is_unknown_or_not_installed_is_named(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OptionError, match=r"--report_to tensorbord: one of none, all, .*tensorboard.* is expected"):
+        finetune(replace(config, report_to="tensorbord"))
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["trackio"])
+    with pytest.raises(MissingDependency, match="--report_to wandb: this tracker is not installed; here are none, all"):
+        finetune(replace(config, report_to="wandb"))
 
 
 def test_dev_accuracy_is_the_caption_accuracy(config: FinetuneConfig) -> None:
