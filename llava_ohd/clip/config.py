@@ -6,7 +6,7 @@ Source: arXiv 2410.03176, section 5 "Training Details"; Yufang-Liu/clip_hallucin
 from dataclasses import dataclass, field, fields
 from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llava_ohd.command_line import helps, require, require_between
 from llava_ohd.home import home
@@ -14,7 +14,7 @@ from llava_ohd.home import home
 if TYPE_CHECKING:
     from llava_ohd.clip.loss import LossConfig
 
-__all__ = ["FREEZABLE", "FinetuneConfig", "check", "loss_config"]
+__all__ = ["FREEZABLE", "FinetuneConfig", "check", "effective", "loss_config"]
 
 FREEZABLE = ("vision", "text", "projections", "visual_projection", "text_projection", "logit_scale")
 """Parts that `--freeze` takes; `projections` are both."""
@@ -35,7 +35,9 @@ class FinetuneConfig:
     out: Path = field(
         default_factory=lambda: home() / "clip", metadata=helps("where to write; OUT/encoder, OUT/curve.json")
     )
-    name: str = field(default="ours", metadata=helps("name to register the new encoder under"))
+    name: str | None = field(
+        default=None, metadata=helps("name to register the new encoder under; default: ours, unregistered OUT's name")
+    )
     register: bool = field(default=True, metadata=helps("make the new encoder known as --encoder NAME"))
     loss: Literal["paper", "released"] = field(
         default="paper", metadata=helps("the paper's equations, or what the released code computes")
@@ -120,6 +122,11 @@ class FinetuneConfig:
     )
     report_to: str = field(default="none", metadata=helps("none, tensorboard, wandb, ... (as in HF's Trainer)"))
 
+    @property
+    def title(self) -> str:
+        """The encoder's name: that given, else `ours` where it is registered, else that of OUT."""
+        return self.name or ("ours" if self.register else self.out.resolve().name)
+
 
 def check(config: FinetuneConfig) -> None:
     """Refuses settings that no training can have, before anything is read.
@@ -152,3 +159,18 @@ def loss_config(config: FinetuneConfig) -> "LossConfig":
 
     names = [field.name for field in fields(LossConfig) if field.name != "mode"]
     return LossConfig(mode=config.loss, **{name: getattr(config, name) for name in names})
+
+
+def effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run with the loss that they mean: where no value was given, that of the mode.
+
+    Args:
+        settings: Flags and their values, those of the loss maybe None; of anything but a run they are returned as is.
+    """
+    from llava_ohd.clip.loss import LossConfig
+
+    if "loss" not in settings:
+        return settings
+    given = {field.name: settings[field.name] for field in fields(LossConfig) if field.name in settings}
+    chosen = LossConfig(**given | {"mode": settings["loss"]}).chosen
+    return settings | {name: chosen[name] for name in given}

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.clip.config import FinetuneConfig, check, loss_config
+from llava_ohd.clip.config import FinetuneConfig, check, effective, loss_config
 from llava_ohd.command_line import require, require_between
 from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound, MissingDependency
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.results import differences
-from llava_ohd.training.launch import has_gpu, prepare_deepspeed, said_once
+from llava_ohd.training.launch import has_gpu, is_first, prepare_deepspeed, said_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,16 +62,11 @@ def finetune(config: FinetuneConfig) -> Path:
     if not _made_with(config.out, settings):
         _refuse_other(config.out, settings)
         _train(config, settings, source)
-    if _first():
+    if is_first():
         remove_checkpoints(config.out)
         if config.register:
-            tower.register(config.name, config.out / "encoder")
+            tower.register(config.title, config.out / "encoder")
     return config.out / "encoder"
-
-
-def _first() -> bool:
-    """Says whether this is the only process, or the one of a launched group that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _check_tracker(name: str) -> None:
@@ -91,7 +86,7 @@ def _check_tracker(name: str) -> None:
 
 
 def _settings(config: FinetuneConfig, source: Path) -> dict[str, Any]:
-    """Returns everything that the weights depend on, JSON-able; it stands in ohd.json and marks checkpoints."""
+    """Returns all that the weights depend on, JSON-able; it marks checkpoints; `effective`, it is in ohd.json."""
     from llava_ohd.tower.weights import weights_file
 
     record = {
@@ -113,15 +108,19 @@ def _made_with(out: Path, settings: dict[str, Any]) -> bool:
     try:
         tower.check(out / "encoder")
         record = read_json(out / "encoder" / "ohd.json")
-        return record.get("config") == settings and bool(read_json(out / "curve.json"))
+        return effective(record.get("config", {})) == effective(settings) and bool(read_json(out / "curve.json"))
     except (EncoderNotFound, EncoderFormatError, DataFormatError):
         return False
+
+
+def _changed(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    return differences(effective(record.get("config", {})), effective(settings))
 
 
 def _refuse_other(out: Path, settings: dict[str, Any]) -> None:
     """Raises where OUT holds an encoder made with other settings, which would be lost."""
     record = out / "encoder" / "ohd.json"
-    if record.is_file() and (changed := differences(read_json(record).get("config", {}), settings)):
+    if record.is_file() and (changed := _changed(read_json(record), settings)):
         raise EncoderFormatError(
             f"{out / 'encoder'} was made with other settings: {'; '.join(changed[:4])}. Give another --out and --name, "
             "or remove it to make it again"
@@ -140,7 +139,7 @@ def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") 
     scale = model.logit_scale
     if config.deepspeed:
         scale.data = scale.data.view(1)  # DeepSpeed broadcasts bytes, and a scalar has no view of its bytes
-    if _first():
+    if is_first():
         print("\n".join(what_trains(model)), flush=True)
     data, select = _data(config, source.path)
     arguments.dataloader_drop_last = len(data) >= config.batch_size * arguments.world_size
@@ -177,7 +176,7 @@ def _write(
     write_json(config.out / "curve.json", rows)
     parents = [{"path": str(source.path), "digest": source.digest}]
     folder = config.out / "encoder"
-    tower.write(model, folder, files_from=source.path, name=config.name, parents=parents, config=settings)
+    tower.write(model, folder, files_from=source.path, name=config.title, parents=parents, config=effective(settings))
     write_card(folder)
 
 

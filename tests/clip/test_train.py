@@ -18,6 +18,7 @@ from llava_ohd.clip.accuracy import accuracy, score
 from llava_ohd.clip.batching import image_names
 from llava_ohd.clip.embedding import Images
 from llava_ohd.clip.loss import LossConfig, clip_loss
+from llava_ohd.clip.model_card import write_card
 from llava_ohd.clip.train import FinetuneConfig, finetune
 from llava_ohd.errors import (
     DataFormatError,
@@ -247,6 +248,29 @@ def test_parts_of_the_loss_are_those_of_all_accumulated_batches(config: Finetune
     finetune(replace(config, batch_size=4, gradient_accumulation_steps=3, max_steps=4))
     for row in read_curve(config.out):
         assert row["loss"] == pytest.approx(row["contrastive"] + 0.1 * row["margin1"] + 0.1 * row["margin2"], rel=1e-5)
+
+
+def test_record_and_card_have_the_loss_that_was_computed(config: FinetuneConfig) -> None:
+    """And an encoder made when the record had None for it is not made again; its card says no less."""
+    folder = finetune(replace(config, max_steps=1, loss="released", lambda1=0.7, register=False))
+    expected = {"lambda1": 0.7, "lambda2": 0.2, "tau1": 5.0, "tau2": 5.0, "hardest": True}
+    expected |= {"l2_sign": "below", "axis": "images", "mask": "zero"}
+    record = json.loads((folder / "ohd.json").read_text())
+    assert {key: record["config"][key] for key in expected} == expected
+    assert record["name"] == config.out.name
+    card = write_card(folder).read_text()
+    assert card.startswith(f"# {config.out.name}\n")
+    assert {f"| {key} | `{value}` |" for key, value in expected.items()} <= set(card.splitlines())
+
+    record["config"] |= dict.fromkeys(expected.keys() - {"lambda1"})
+    (folder / "ohd.json").write_text(json.dumps(record))
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    same = replace(config, max_steps=1, loss="released", lambda1=0.7, lambda2=0.2, register=False)
+    assert finetune(same) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert "| tau2 | `5.0` |" in write_card(folder).read_text()
+    with pytest.raises(EncoderFormatError, match=r"other settings: lambda2 was 0\.2, is 0\.3"):
+        finetune(replace(same, lambda2=0.3))
 
 
 def test_another_number_of_processes_is_another_run(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
