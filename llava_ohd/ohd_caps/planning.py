@@ -179,7 +179,13 @@ def _absent(item: ImageObjects, strategy: str, sampler: Sampler) -> tuple[str, .
     """Three absent objects, each chosen beside another present one as far as there are so many."""
     chosen: list[str] = []
     for index in range(3):
-        chosen.append(sampler.absent(item.objects, item.objects[index % len(item.objects)], strategy, chosen))
+        try:
+            chosen.append(sampler.absent(item.objects, item.objects[index % len(item.objects)], strategy, chosen))
+        except DataFormatError:
+            raise DataFormatError(
+                f"{item.image}: a row needs 3 objects that its image does not show; no absent object is left after "
+                f"{len(chosen)}, among those of all images and their captions. Give more images, with other objects"
+            ) from None
     return tuple(chosen)
 
 
