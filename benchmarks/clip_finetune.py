@@ -12,6 +12,7 @@ Every repetition takes another batch, from the four files with 27 negatives a ro
 GPU:     --device cuda --bf16 --batch_size 56 (the paper's; 14 for vit-l-14-336) --peak_tflops 989 (H100): prints MFU.
 """
 
+import math
 import multiprocessing
 import shlex
 import statistics
@@ -22,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llava_ohd.command_line import HelpFormatter
+from llava_ohd.command_line import HelpFormatter, require, require_between
 from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_json, write_text
 from llava_ohd.results import versions
@@ -48,8 +49,22 @@ def _arguments() -> Namespace:
     parser.add_argument("--peak_tflops", type=float, help="of the device, to print the share reached (MFU)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the result")
     given = parser.parse_args()
-    given.batch_size = given.batch_size or BATCH[given.geometry]
+    given.batch_size = BATCH[given.geometry] if given.batch_size is None else given.batch_size
     return given
+
+
+def _check(given: Namespace) -> None:
+    """Refuses what cannot be measured, before anything is."""
+    for name in ("batch_size", "repetitions", "threads"):
+        require_between(1, math.inf, name, getattr(given, name))
+    require(given.peak_tflops is None or given.peak_tflops > 0, "peak_tflops", given.peak_tflops, "a number above 0")
+    folder = "the folder of CLIP's tokenizer (tokenizer.json, or vocab.json and merges.txt)"
+    there = any((given.tokenizer / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    require(there, "tokenizer", given.tokenizer, folder, "the folder of any encoder")
+    if given.device == "cuda":
+        import torch
+
+        require(torch.cuda.is_available(), "device", "cuda", "a GPU that torch sees", "measure on --device cpu")
 
 
 def _measure(given: Namespace) -> dict[str, Any]:
@@ -141,6 +156,7 @@ def main() -> None:
     with exit_on_error():
         from llava_ohd.training.measuring import machine
 
+        _check(given)
         measured = _measure(given)
         summary = _summary(given, measured)
         table = _table(given, measured, summary)

@@ -8,6 +8,7 @@ LlavaOhdError
 ├── DataFormatError      an input file is missing, empty, or not in the documented format
 ├── ImageError           an image is missing, truncated, or cannot be decoded
 ├── AnswersMismatch      answers do not belong to the questions: missing, extra, duplicate
+├── OptionError          an option of a command has a value that it cannot have
 ├── MissingDependency    an optional package, or data of one, is not installed
 ├── StorageError         the disk is full or not writable; nothing half-written is left behind
 └── StageFailed          a stage of a longer job stopped; names the log and the command that resumes
@@ -23,6 +24,7 @@ __all__ = [
     "MissingDependency",
     "ModelFormatError",
     "ModelNotFound",
+    "OptionError",
     "StageFailed",
     "StorageError",
     "exit_on_error",
@@ -63,6 +65,10 @@ class ImageError(LlavaOhdError):
 
 class AnswersMismatch(LlavaOhdError):
     """Answers do not belong to the questions: missing, extra, or duplicate."""
+
+
+class OptionError(LlavaOhdError):
+    """An option of a command has a value that it cannot have."""
 
 
 class MissingDependency(LlavaOhdError):

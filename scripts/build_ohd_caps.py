@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, metavar="N", help="rows at most (default: all images)")
     parser.add_argument("--caption", choices=("most", "first", "random"), default="most", help="which of an image's")
-    parser.add_argument("--altered", type=float, default=0.5, help="share of removals turned into alterations")
+    parser.add_argument("--altered", type=float, default=0.5, help="share (0 to 1) of removals turned into alterations")
     parser.add_argument("--vocabulary", type=Path, metavar="TXT", help="more object names to find in captions")
     parser.add_argument("--exclude", type=Path, nargs="*", default=[], metavar="FILE", help="images to leave out")
     parser.add_argument("--workers", type=int, default=1, help="processes (rewriting by rule)")
@@ -83,8 +83,8 @@ def main() -> None:
     """Runs the command."""
     given = parse()
     with exit_on_error():
-        images = read_images(given.instances, given.captions, given.source, given.part, given.objects)
         config = BuildConfig(given.seed, given.limit, given.caption, given.altered, given.workers)
+        images = read_images(given.instances, given.captions, given.source, given.part, given.objects)
         left_out = exclusions(given.exclude, images)
         for item in left_out:
             print(f"left out: {item.images} of {len(images)} images, because {item.path} names them")

@@ -20,7 +20,8 @@ from transformers import HfArgumentParser
 from llava_ohd.clip.train import FinetuneConfig, finetune
 from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
-from llava_ohd.training.launch import leave, quiet
+from llava_ohd.files import read_json
+from llava_ohd.training.launch import is_first, leave, quiet
 
 
 def main() -> None:
@@ -33,7 +34,11 @@ def main() -> None:
     quiet()
     with exit_on_error():
         folder = finetune(config)
-        print(f"encoder: {folder}\ncurve:   {config.out / 'curve.json'}")
+        if is_first():
+            from llava_ohd.clip.model_card import outcome
+
+            curve = config.out / "curve.json"
+            print(f"encoder: {folder}\ncurve:   {curve}\nresult:  {outcome(read_json(curve))}")
         leave()
 
 

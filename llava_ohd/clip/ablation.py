@@ -10,12 +10,14 @@ Source: the ablation of arXiv 2410.03176, table 9; its equations and the release
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llava_ohd.clip import config as training
 from llava_ohd.clip.config import FinetuneConfig
 from llava_ohd.clip.train import finetune
-from llava_ohd.command_line import helps
+from llava_ohd.command_line import helps, require, require_between
 from llava_ohd.files import read_json, sha256_file, sha256_json, write_json
 from llava_ohd.home import from_home, home
 from llava_ohd.progress import track
@@ -23,7 +25,7 @@ from llava_ohd.progress import track
 if TYPE_CHECKING:
     from llava_ohd.clip.measuring import Measured
 
-__all__ = ["AblationConfig", "Variant", "run", "variants"]
+__all__ = ["AblationConfig", "Variant", "check", "run", "variants"]
 
 MODES: tuple[Literal["paper", "released"], ...] = ("paper", "released")
 SIGNS = {"paper": "above", "released": "below"}
@@ -67,7 +69,7 @@ class AblationConfig:
     )
     max_steps: int = field(default=120, metadata=helps("optimiser steps of a training"))
     batch_size: int = field(default=32, metadata=helps("images a step"))
-    negatives: int | None = field(default=9, metadata=helps("negatives per image and step, drawn anew; None = all"))
+    negatives: int = field(default=9, metadata=helps("negatives per image and step, drawn anew; -1 = all"))
     learning_rate: float = field(default=8e-4, metadata=helps("peak rate; 8e-4 suits the world's mini CLIP"))
     warmup_steps: int = field(default=10, metadata=helps("steps of linear warm-up; linear decay to 0 follows"))
 
@@ -90,6 +92,22 @@ def variants(config: AblationConfig) -> list[Variant]:
     reference = Variant("paper: L0", {"loss": "paper", "lambda1": 0.0, "lambda2": 0.0})
     found = list(_terms()) if config.plan in ("terms", "all") else [reference]
     return found + (list(_grid(config)) if config.plan in ("grid", "all") else [])
+
+
+def check(config: AblationConfig) -> None:
+    """Refuses settings that no plan can have, before anything is read.
+
+    Raises:
+        OptionError: the first of them, with what is expected.
+    """
+    for name in ("seeds", "taus", "lambdas"):
+        require(bool(getattr(config, name)), name, "(none)", "at least one value")
+    require_between(1, inf, "max_steps", config.max_steps)
+    require_between(-1, inf, "negatives", config.negatives)
+    require_between(0, 2**32 - 1, "seeds", *config.seeds)
+    require_between(0, inf, "lambdas", *config.lambdas)
+    for seed, variant in product(config.seeds, variants(config)):
+        training.check(_training(config, variant, seed, config.out))
 
 
 def _sign(mode: str, sign: str) -> dict[str, str]:
@@ -127,8 +145,10 @@ def run(config: AblationConfig, report: Callable[[list[dict[str, Any]]], None]) 
         which no seed touches, is the first, with an empty `changes` and seed None.
 
     Raises:
+        OptionError: a setting that no plan can have.
         EncoderNotFound, EncoderFormatError, DataFormatError, ImageError, StorageError, StageFailed: as `finetune`.
     """
+    check(config)
     from llava_ohd import tower
     from llava_ohd.clip.measuring import measuring
 
@@ -188,7 +208,7 @@ def _training(config: AblationConfig, variant: Variant, seed: int, folder: Path)
         seed=seed,
         max_steps=config.max_steps,
         batch_size=config.batch_size,
-        negatives=config.negatives,
+        negatives=None if config.negatives == -1 else config.negatives,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
     )

@@ -4,16 +4,20 @@ Source: arXiv 2410.03176, section 5 "Training Details"; Yufang-Liu/clip_hallucin
 """
 
 from dataclasses import dataclass, field, fields
+from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llava_ohd.command_line import helps
+from llava_ohd.command_line import helps, require, require_between
 from llava_ohd.home import home
 
 if TYPE_CHECKING:
     from llava_ohd.clip.loss import LossConfig
 
-__all__ = ["FinetuneConfig", "loss_config"]
+__all__ = ["FREEZABLE", "FinetuneConfig", "check", "effective", "loss_config"]
+
+FREEZABLE = ("vision", "text", "projections", "visual_projection", "text_projection", "logit_scale")
+"""Parts that `--freeze` takes; `projections` are both."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,9 @@ class FinetuneConfig:
     out: Path = field(
         default_factory=lambda: home() / "clip", metadata=helps("where to write; OUT/encoder, OUT/curve.json")
     )
-    name: str = field(default="ours", metadata=helps("name to register the new encoder under"))
+    name: str | None = field(
+        default=None, metadata=helps("name to register the new encoder under; default: ours, unregistered OUT's name")
+    )
     register: bool = field(default=True, metadata=helps("make the new encoder known as --encoder NAME"))
     loss: Literal["paper", "released"] = field(
         default="paper", metadata=helps("the paper's equations, or what the released code computes")
@@ -87,8 +93,9 @@ class FinetuneConfig:
         default=None,
         metadata=helps("OHD-Caps rows by whose accuracy the best checkpoint is chosen; images as --images"),
     )
-    freeze: list[Literal["vision", "text", "projections", "visual_projection", "text_projection", "logit_scale"]] = (
-        field(default_factory=list, metadata=helps("parts that do not train; LiT: vision visual_projection"))
+    freeze: list[str] = field(  # HfArgumentParser cannot read a list of literals; `check` refuses other names
+        default_factory=list,
+        metadata=helps(f"parts that do not train, of {', '.join(FREEZABLE)}; LiT: vision visual_projection"),
     )
     train_layers: int | None = field(
         default=None, metadata=helps("train only so many layers of each tower, the last ones, and what follows them")
@@ -115,6 +122,36 @@ class FinetuneConfig:
     )
     report_to: str = field(default="none", metadata=helps("none, tensorboard, wandb, ... (as in HF's Trainer)"))
 
+    @property
+    def title(self) -> str:
+        """The encoder's name: that given, else `ours` where it is registered, else that of OUT."""
+        return self.name or ("ours" if self.register else self.out.resolve().name)
+
+
+def check(config: FinetuneConfig) -> None:
+    """Refuses settings that no training can have, before anything is read.
+
+    Raises:
+        OptionError: the first of them, with what is expected.
+    """
+    for name in ("batch_size", "gradient_accumulation_steps", "save_steps", "chunk_size", "lora_alpha"):
+        require_between(1, inf, name, getattr(config, name))
+    for name in ("lambda1", "lambda2", "negatives", "warmup_steps", "weight_decay", "train_layers", "lora_rank"):
+        require_between(0, inf, name, getattr(config, name))
+    for name in ("tau1", "tau2"):
+        value = getattr(config, name)
+        require(value is None or isfinite(value), name, value, "a finite number")
+    for name in ("learning_rate", "epochs", "vision_rate", "text_rate"):
+        value = getattr(config, name)
+        require(value is None or 0 < value < inf, name, value, "a number above 0")
+    require(0 < config.layer_decay <= 1, "layer_decay", config.layer_decay, "a factor above 0 and at most 1")
+    require(
+        config.max_steps == -1 or config.max_steps >= 1, "max_steps", config.max_steps, "at least 1, or -1 (epochs)"
+    )
+    require_between(0, 2**32 - 1, "seed", config.seed)
+    for part in config.freeze:
+        require(part in FREEZABLE, "freeze", part, f"some of {', '.join(FREEZABLE)}", "leave it out to train all")
+
 
 def loss_config(config: FinetuneConfig) -> "LossConfig":
     """Returns the loss that a run asks for: its fields have the names of the flags, `mode` is --loss."""
@@ -122,3 +159,18 @@ def loss_config(config: FinetuneConfig) -> "LossConfig":
 
     names = [field.name for field in fields(LossConfig) if field.name != "mode"]
     return LossConfig(mode=config.loss, **{name: getattr(config, name) for name in names})
+
+
+def effective(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run with the loss that they mean: where no value was given, that of the mode.
+
+    Args:
+        settings: Flags and their values, those of the loss maybe None; of anything but a run they are returned as is.
+    """
+    from llava_ohd.clip.loss import LossConfig
+
+    if "loss" not in settings:
+        return settings
+    given = {field.name: settings[field.name] for field in fields(LossConfig) if field.name in settings}
+    chosen = LossConfig(**given | {"mode": settings["loss"]}).chosen
+    return settings | {name: chosen[name] for name in given}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd import tower
+from llava_ohd.clip.config import effective
 from llava_ohd.errors import DataFormatError
 from llava_ohd.files import read_json, write_text
 from llava_ohd.results import read_results
 
-__all__ = ["write_card"]
+__all__ = ["outcome", "write_card"]
 
 _EVALUATIONS = ("ohd_caps", "zero_shot", "pope", "chair")
 _NOTHING = "not measured"
@@ -30,8 +31,11 @@ def write_card(folder: Path, places: Sequence[Path] = ()) -> Path:
 
     Raises:
         EncoderFormatError, EncoderNotFound: the folder is no whole encoder.
-        DataFormatError: a file is broken, or the encoder was not made of another one.
+        DataFormatError: a file is broken, the encoder was not made of another one, or one of `places` is no folder.
     """
+    for place in places:
+        if not place.is_dir():
+            raise DataFormatError(f"--results {place} is no folder; give folders that hold results.json of evaluations")
     encoder = tower.check(folder)
     record = read_json(folder / "ohd.json")
     if not record.get("parents"):
@@ -64,8 +68,8 @@ def _origin(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags of the run; one that was not given says so, its value follows from the others."""
-    given = record.get("config", {})
+    """Returns the flags of the run; of the loss, the values that the mode fills in."""
+    given = effective(record.get("config", {}))
     return {key: "not given" if value is None else value for key, value in given.items() if "sha256" not in key}
 
 
@@ -75,14 +79,30 @@ def _training(file: Path) -> list[str]:
     rows = read_json(file)
     if not rows:
         raise DataFormatError(f"{file} has no rows")
-    losses = [row for row in rows if "loss" in row]
-    lines = [f"{len(losses)} steps; loss {losses[0]['loss']:.4f} at the first, {losses[-1]['loss']:.4f} at the last."]
+    lines = [f"{outcome(rows)}."]
     dev = [row for row in rows if "eval_accuracy" in row]
     if not dev:
         return [*lines, "", f"Accuracy on dev: {_NOTHING}"]
     return [*lines, "", "| step | accuracy on dev |", "|---|---|"] + [
         f"| {row['step']} | {row['eval_accuracy']:.4f} |" for row in dev
     ]
+
+
+def outcome(rows: Sequence[dict[str, Any]]) -> str:
+    """Says in a line what a training reached: the first and the last loss, and the best accuracy on dev.
+
+    Args:
+        rows: Those of curve.json.
+    """
+    losses = [row["loss"] for row in rows if "loss" in row]
+    found = f"{len(losses)} steps; loss {losses[0]:.4f} at the first, {losses[-1]:.4f} at the last"
+    dev = [row for row in rows if "eval_accuracy" in row]
+    if not dev:
+        return found
+    best = max(dev, key=lambda row: float(row["eval_accuracy"]))  # the first of equal ones, as HF's Trainer chooses
+    return (
+        f"{found}; best accuracy on dev {best['eval_accuracy']:.4f} at step {best['step']:.0f}, whose weights these are"
+    )
 
 
 def _results(found: list[dict[str, Any]]) -> list[str]:

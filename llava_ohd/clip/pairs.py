@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -44,6 +44,30 @@ __all__ = [
 ]
 
 _VALID_VOTES = 2  # of three: VALSE README, "mturk.caption >= 2"
+
+
+class _Form(NamedTuple):
+    """Under which keys the rows of a kind have what."""
+
+    kind: str
+    image: str
+    caption: str
+    negative: str
+    category: str | None = None
+
+    @property
+    def keys(self) -> set[str]:
+        return {self.image, self.caption, self.negative}
+
+
+_FORMS = (
+    _Form("SugarCrepe", "filename", "caption", "negative_caption"),
+    _Form("FOIL", "image_file", "caption", "foil"),
+    _Form("nocaps-FOIL", "image_path", "baseline", "foil", "domain"),
+)
+_EXPECTED = "; ".join(f"{form.kind} with {form.image}, {form.caption}, {form.negative}" for form in _FORMS) + (
+    "; or COLA with [image 1, caption 1, image 2, caption 2]"
+)
 
 
 @dataclass(frozen=True)
@@ -86,55 +110,63 @@ def read_pairs(file: Path) -> tuple[list[Pair] | list[Matching], int]:
         The items, and how many rows were left out because people did not agree (FOIL).
 
     Raises:
-        DataFormatError: another form, or a row that lacks something.
+        DataFormatError: another form, or a row that lacks something; rows count from 1.
     """
-    record = read_json(file)
-    rows = list(record.values()) if isinstance(record, dict) else record
-    if not isinstance(rows, list) or not rows:
-        raise DataFormatError(f"{file} has no rows; a pair file is expected")
-    if isinstance(rows[0], list):
-        return [_matching(file, number, row) for number, row in enumerate(rows)], 0
-    valid = [row for row in rows if _is_valid(row)]
-    return [_pair(file, number, row) for number, row in enumerate(valid)], len(rows) - len(valid)
+    _, items, left_out = _read(file)
+    return items, left_out
 
 
 def read_all(files: Sequence[Path]) -> tuple[list[Pair | Matching], int]:
     """Reads several files of one kind into one list, as `read_pairs`.
 
     Raises:
-        DataFormatError: pairs in some and matchings in others.
+        DataFormatError: as `read_pairs`, or the files are of several kinds, whose accuracies mean different things.
     """
-    read = [read_pairs(file) for file in files]
-    items: list[Pair | Matching] = [item for found, _ in read for item in found]
-    if len({type(item) for item in items}) > 1:
-        raise DataFormatError(f"{', '.join(map(str, files))} hold pairs and COLA's matchings; measure them apart")
-    return items, sum(left_out for _, left_out in read)
+    read = [_read(file) for file in files]
+    if len({kind for kind, _, _ in read}) > 1:
+        kinds = ", ".join(f"{file} is {kind}" for file, (kind, _, _) in zip(files, read, strict=True))
+        raise DataFormatError(f"{kinds}; files of one kind are expected: measure the kinds apart, each with its --out")
+    return [item for _, items, _ in read for item in items], sum(left_out for _, _, left_out in read)
 
 
-def _is_valid(row: Any) -> bool:
-    votes = row.get("mturk") if isinstance(row, dict) else None
-    return votes is None or votes["caption"] >= _VALID_VOTES
+def _read(file: Path) -> tuple[str, list[Pair] | list[Matching], int]:
+    """Returns also the kind of a file; its first row says which that is."""
+    try:
+        record = read_json(file)
+    except DataFormatError as error:
+        raise DataFormatError(f"{error}. Expected is one JSON object or array, not JSON Lines: {_EXPECTED}") from None
+    rows = list(record.values()) if isinstance(record, dict) else record
+    if not isinstance(rows, list) or not rows:
+        raise DataFormatError(f"{file} has no rows; expected is {_EXPECTED}")
+    if isinstance(rows[0], list):
+        return "COLA", [_matching(file, number, row) for number, row in enumerate(rows, 1)], 0
+    form = next((form for form in _FORMS if isinstance(rows[0], dict) and form.keys <= rows[0].keys()), None)
+    if form is None:
+        found = sorted(rows[0]) if isinstance(rows[0], dict) else type(rows[0]).__name__
+        raise DataFormatError(f"{file} row 1 has {found}; expected is {_EXPECTED}")
+    pairs = [_pair(file, number, row, form) for number, row in enumerate(rows, 1)]
+    valid = [pair for pair, row in zip(pairs, rows, strict=True) if _is_valid(row)]
+    if not valid:
+        raise DataFormatError(f"{file}: in none of {len(rows)} rows do {_VALID_VOTES} people prefer the caption")
+    return form.kind, valid, len(rows) - len(valid)
 
 
-def _pair(file: Path, number: int, row: Any) -> Pair:
-    forms = (
-        ("filename", "caption", "negative_caption", None),
-        ("image_file", "caption", "foil", None),
-        ("image_path", "baseline", "foil", "domain"),
-    )
-    for image, caption, negative, category in forms:
-        if isinstance(row, dict) and {image, caption, negative} <= row.keys():
-            return Pair(row[image], row[caption], row[negative], str(row[category]) if category else file.stem)
-    found = sorted(row) if isinstance(row, dict) else type(row).__name__
-    raise DataFormatError(
-        f"{file} row {number} has {found}; image, caption and wrong caption are expected under one of "
-        f"{[form[:3] for form in forms]}"
-    )
+def _is_valid(row: dict[str, Any]) -> bool:
+    votes = row.get("mturk")
+    return not isinstance(votes, dict) or votes.get("caption", 0) >= _VALID_VOTES
+
+
+def _pair(file: Path, number: int, row: Any, form: _Form) -> Pair:
+    keys = (form.image, form.caption, form.negative)
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
+        raise DataFormatError(f"{file} row {number} is not {form.kind}, as row 1 is: texts {', '.join(keys)}")
+    image, caption, negative = (row[key] for key in keys)
+    return Pair(image, caption, negative, str(row.get(form.category)) if form.category else file.stem)
 
 
 def _matching(file: Path, number: int, row: Any) -> Matching:
     if not isinstance(row, list) or len(row) != 4 or not all(isinstance(cell, str) for cell in row):
-        raise DataFormatError(f"{file} row {number} is not [image 1, caption 1, image 2, caption 2]")
+        raise DataFormatError(f"{file} row {number} is not [image 1, caption 1, image 2, caption 2], as COLA's are")
     one, first, two, second = row
     return Matching((one.rpartition("/")[2], two.rpartition("/")[2]), (first, second))
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llava_ohd.command_line import require, require_between
+
 __all__ = ["add_lora", "freeze", "group_rates", "merge_lora", "what_trains"]
 
 _PARTS = {
@@ -29,7 +31,13 @@ def freeze(model: nn.Module, parts: Sequence[str], last_layers: int | None = Non
         model: CLIPModel.
         parts: Of `vision`, `text`, `visual_projection`, `text_projection`, `projections` (both) and `logit_scale`.
         last_layers: In a tower that is not frozen train only so many layers, the last ones, and what comes after them.
+
+    Raises:
+        OptionError: there are not so many layers, or nothing would train.
     """
+    config: Any = model.config
+    layers = max(config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers)
+    require_between(0, layers, "train_layers", last_layers)
     frozen = set(parts)
     if "projections" in frozen:
         frozen |= {"visual_projection", "text_projection"}
@@ -37,6 +45,8 @@ def freeze(model: nn.Module, parts: Sequence[str], last_layers: int | None = Non
         below = last_layers is not None and _layers_above(name, model) > last_layers
         if _part(name) in frozen or below:
             weight.requires_grad_(False)
+    trains = any(weight.requires_grad for weight in model.parameters())
+    require(trains, "freeze", " ".join(parts), "a part that trains", "leave one of them out")
 
 
 def _part(name: str) -> str:
@@ -72,6 +82,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, seed: int) -> Any:
     targets = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.weight.requires_grad
     ]
+    require(bool(targets), "lora_rank", rank, "a part with a linear map that trains", "freeze less")
     scale: Any = model.logit_scale
     scale_trains = scale.requires_grad
     with torch.random.fork_rng():

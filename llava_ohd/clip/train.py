@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.clip.config import FinetuneConfig, loss_config
+from llava_ohd.clip.config import FinetuneConfig, check, effective, loss_config
+from llava_ohd.command_line import require_between
 from llava_ohd.errors import DataFormatError, EncoderFormatError, EncoderNotFound
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.results import differences
-from llava_ohd.training.launch import has_gpu, prepare_deepspeed, said_once
+from llava_ohd.training.launch import has_gpu, is_first, prepare_deepspeed, said_once
 from llava_ohd.training.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ def finetune(config: FinetuneConfig) -> Path:
         The new encoder folder.
 
     Raises:
+        OptionError: a setting that no training can have.
         EncoderNotFound, EncoderFormatError: the encoder to start from, or the name of the new one.
         DataFormatError, ImageError: the rows or an image.
         StorageError: no room; what was there before is still there.
         StageFailed: the loss is not finite.
         MissingDependency: what `report_to` names is not installed.
     """
+    check(config)
     from llava_ohd import tower
     from llava_ohd.clip.trainer import remove_checkpoints
 
@@ -52,6 +55,8 @@ def finetune(config: FinetuneConfig) -> Path:
             "--name openai is the stock encoder, with which results are compared; give another name"
         )
     for file in (config.data, config.dev):
+        if file is not None and file.is_dir():
+            raise DataFormatError(f"{file} is a folder; a file of OHD-Caps rows is expected: give one that lies in it")
         if file is not None and not file.is_file():
             raise DataFormatError(
                 f"{file} does not exist; make it with scripts/build_ohd_caps.py, or give another file"
@@ -62,20 +67,15 @@ def finetune(config: FinetuneConfig) -> Path:
     if not _made_with(config.out, settings):
         _refuse_other(config.out, settings)
         _train(config, settings, source)
-    if _first():
+    if is_first():
         remove_checkpoints(config.out)
         if config.register:
-            tower.register(config.name, config.out / "encoder")
+            tower.register(config.title, config.out / "encoder")
     return config.out / "encoder"
 
 
-def _first() -> bool:
-    """Says whether this is the only process, or the one of a launched group that writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _settings(config: FinetuneConfig, source: Path) -> dict[str, Any]:
-    """Returns everything that the weights depend on, JSON-able; it stands in ohd.json and marks checkpoints."""
+    """Returns all that the weights depend on, JSON-able; it marks checkpoints; `effective`, it is in ohd.json."""
     from llava_ohd.tower.weights import weights_file
 
     record = {
@@ -97,15 +97,19 @@ def _made_with(out: Path, settings: dict[str, Any]) -> bool:
     try:
         tower.check(out / "encoder")
         record = read_json(out / "encoder" / "ohd.json")
-        return record.get("config") == settings and bool(read_json(out / "curve.json"))
+        return effective(record.get("config", {})) == effective(settings) and bool(read_json(out / "curve.json"))
     except (EncoderNotFound, EncoderFormatError, DataFormatError):
         return False
+
+
+def _changed(record: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    return differences(effective(record.get("config", {})), effective(settings))
 
 
 def _refuse_other(out: Path, settings: dict[str, Any]) -> None:
     """Raises where OUT holds an encoder made with other settings, which would be lost."""
     record = out / "encoder" / "ohd.json"
-    if record.is_file() and (changed := differences(read_json(record).get("config", {}), settings)):
+    if record.is_file() and (changed := _changed(read_json(record), settings)):
         raise EncoderFormatError(
             f"{out / 'encoder'} was made with other settings: {'; '.join(changed[:4])}. Give another --out and --name, "
             "or remove it to make it again"
@@ -124,7 +128,7 @@ def _train(config: FinetuneConfig, settings: dict[str, Any], source: "Encoder") 
     scale = model.logit_scale
     if config.deepspeed:
         scale.data = scale.data.view(1)  # DeepSpeed broadcasts bytes, and a scalar has no view of its bytes
-    if _first():
+    if is_first():
         print("\n".join(what_trains(model)), flush=True)
     data, select = _data(config, source.path)
     arguments.dataloader_drop_last = len(data) >= config.batch_size * arguments.world_size
@@ -161,7 +165,7 @@ def _write(
     write_json(config.out / "curve.json", rows)
     parents = [{"path": str(source.path), "digest": source.digest}]
     folder = config.out / "encoder"
-    tower.write(model, folder, files_from=source.path, name=config.name, parents=parents, config=settings)
+    tower.write(model, folder, files_from=source.path, name=config.title, parents=parents, config=effective(settings))
     write_card(folder)
 
 
@@ -175,6 +179,7 @@ def _data(config: FinetuneConfig, source: Path) -> "tuple[OhdData, Callable[[CLI
 
     tokenizer, processor = tower.load_tokenizer(source), tower.load_processor(source)
     rows = read_rows(config.data)
+    require_between(0, max(len(row.negatives) for row in rows), "negatives", config.negatives)
     pictures = Images(config.images, image_names(rows), processor)
     data = OhdData(rows, pictures, tokenizer, config.negatives, config.seed, config.chunk_size)
     if config.dev is None:

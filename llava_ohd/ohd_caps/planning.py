@@ -13,8 +13,10 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import inf
 from typing import Literal
 
+from llava_ohd.command_line import require_between
 from llava_ohd.errors import DataFormatError
 from llava_ohd.evals.pope_questions import ImageObjects, Sampler
 from llava_ohd.files import sha256_json
@@ -49,6 +51,16 @@ class BuildConfig:
     caption: Literal["most", "first", "random"] = "most"
     altered: float = 0.5
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses what no file can be built with.
+
+        Raises:
+            OptionError: a limit or number of processes below 1, or a share outside 0 .. 1.
+        """
+        require_between(1, inf, "limit", self.limit)
+        require_between(0, 1, "altered", self.altered)
+        require_between(1, inf, "workers", self.workers)
 
 
 @dataclass(frozen=True)
@@ -167,7 +179,13 @@ def _absent(item: ImageObjects, strategy: str, sampler: Sampler) -> tuple[str, .
     """Three absent objects, each chosen beside another present one as far as there are so many."""
     chosen: list[str] = []
     for index in range(3):
-        chosen.append(sampler.absent(item.objects, item.objects[index % len(item.objects)], strategy, chosen))
+        try:
+            chosen.append(sampler.absent(item.objects, item.objects[index % len(item.objects)], strategy, chosen))
+        except DataFormatError:
+            raise DataFormatError(
+                f"{item.image}: a row needs 3 objects that its image does not show; no absent object is left after "
+                f"{len(chosen)}, among those of all images and their captions. Give more images, with other objects"
+            ) from None
     return tuple(chosen)
 
 

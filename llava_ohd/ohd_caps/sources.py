@@ -120,7 +120,7 @@ def read_captioned_objects(path: Path) -> list[CocoImage]:
         if not isinstance(image, str) or not _are_texts(texts) or not _are_texts(objects):
             raise DataFormatError(
                 f'{path} row {number}: {{"image": text, "caption": text, "objects": [text, ...]}} is expected, found '
-                f"the keys {sorted(record)}; the known forms are {_FORMS}"
+                f"{_shape(record)}; the known forms are {_FORMS}"
             )
         known = images.get(image, CocoImage(image, ()))
         images[image] = CocoImage(
@@ -129,6 +129,26 @@ def read_captioned_objects(path: Path) -> list[CocoImage]:
             known.captions + tuple(text for text in (" ".join(text.split()) for text in texts) if text),
         )
     return list(images.values())
+
+
+def _shape(record: dict[str, Any]) -> str:
+    """Says what is under the keys of a row that has another form."""
+    kinds = {
+        str: "text",
+        list: "list",
+        dict: "object",
+        type(None): "null",
+        bool: "bool",
+        int: "number",
+        float: "number",
+    }
+
+    def shape(value: Any) -> str:
+        if isinstance(value, list) and value:
+            return f"[{', '.join(dict.fromkeys(kinds[type(item)] for item in value))}, ...]"
+        return kinds[type(value)]
+
+    return "{" + ", ".join(f'"{key}": {shape(value)}' for key, value in sorted(record.items())) + "}"
 
 
 def with_detections(images: Sequence[CocoImage], path: Path) -> list[CocoImage]:
@@ -148,7 +168,9 @@ def with_detections(images: Sequence[CocoImage], path: Path) -> list[CocoImage]:
     for number, record in enumerate(read_jsonl(path), 1):
         image, objects = record.get("image"), record.get("objects")
         if not isinstance(image, str) or not _are_texts(objects):
-            raise DataFormatError(f'{path} row {number}: {{"image": text, "objects": [text, ...]}} is expected')
+            raise DataFormatError(
+                f'{path} row {number}: {{"image": text, "objects": [text, ...]}} is expected, found {_shape(record)}'
+            )
         found[image_key(image)] = found.get(image_key(image), ()) + _instances(objects)
     if found.keys().isdisjoint(image_key(image.file_name) for image in images):
         raise DataFormatError(f"{path} has objects of none of the {len(images)} images; give a file of the same images")

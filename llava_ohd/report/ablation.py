@@ -51,14 +51,16 @@ def _estimate(values: Sequence[float]) -> dict[str, Any]:
 
 
 def markdown(summary: Sequence[dict[str, Any]]) -> str:
-    """Writes the table; percent, and points for the difference."""
+    """Writes the table; percent, and points for the difference, which the reference has none of."""
+    reference = summary[1]["name"] if len(summary) > 1 else None
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     for row in summary:
         parts = row["first"]
+        compared = row["difference"] is not None and row["name"] != reference
         cells = (
             row["name"],
             _cell(row["accuracy"]),
-            _cell(row["difference"], "+") if row["difference"] and any(row["difference"]["values"]) else "",
+            _cell(row["difference"], "+") if compared else "",
             _cell(row["zero_shot"]),
             f"{100 * row['shuffled']['value']:.1f}",
             ", ".join(f"{parts[key]:.2f}" for key in ("contrastive", "margin1", "margin2")) if parts else "",

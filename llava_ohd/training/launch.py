@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from llava_ohd.errors import LlavaOhdError, StageFailed
 
-__all__ = ["has_gpu", "leave", "prepare_deepspeed", "quiet", "said_once"]
+__all__ = ["has_gpu", "is_first", "leave", "prepare_deepspeed", "quiet", "said_once"]
 
 
 @contextmanager
@@ -30,6 +30,11 @@ def said_once() -> Iterator[None]:
             raise
         time.sleep(5)
         raise StageFailed("another rank stopped; it says why") from error
+
+
+def is_first() -> bool:
+    """Says whether this is the only process, or the one of a launched group that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def has_gpu() -> bool:

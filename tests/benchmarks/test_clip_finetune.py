@@ -1,6 +1,7 @@
 """benchmarks/clip_finetune.py at toy size: both ways compute the same, a wrong way is refused, the result is whole."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,27 @@ def test_the_command(data: Path, tiny_encoder_dir: Path) -> None:
     assert record["versions"]["torch"]
     assert record["memory"]["ours"]["peak"] > record["memory"]["ours"]["above"] > 0
     assert "| ours |" in (data / "out" / "tiny-rows.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--batch_size 0", "--batch_size 0: a number of at least 1 is expected"),
+        ("--repetitions 0", "--repetitions 0: a number of at least 1 is expected"),
+        ("--tokenizer nowhere", "--tokenizer nowhere: the folder of CLIP's tokenizer"),
+        ("--device cuda", "--device cuda: a GPU that torch sees is expected"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(
+    tiny_encoder_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    argv = ["clip_finetune.py", "--geometry", "tiny", "--data", "nowhere", "--tokenizer", str(tiny_encoder_dir)]
+    monkeypatch.setattr(sys, "argv", argv + arguments.split())
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert capsys.readouterr().err.startswith(f"error: OptionError: {message}")

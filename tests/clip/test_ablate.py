@@ -136,6 +136,9 @@ def test_differences_are_paired_over_seeds() -> None:
     half = 4.302653 * (0.0001 / 3) ** 0.5 / 3**0.5  # t(2) at 0.975; variance of 0.03, 0.02, 0.02
     assert (difference["low"], difference["high"]) == pytest.approx((0.07 / 3 - half, 0.07 / 3 + half), rel=1e-5)
     assert accuracy["high"] - accuracy["low"] > 10 * (difference["high"] - difference["low"])
+    tied = summarise([stock, *_runs("a", [0.4, 0.6]), *_runs("b", [0.4, 0.6])])
+    assert "| a | 50.0 [−77.1, 177.1] |  |" in markdown(tied)
+    assert "| b | 50.0 [−77.1, 177.1] | +0.0 [+0.0, +0.0] |" in markdown(tied)
     assert "| b | 52.3 [28.7, 75.9] | +2.3 [+0.9, +3.8] | 90.0 [90.0, 90.0] | 0.0 | 1.00, 0.20, 0.90 |" in markdown(
         summary
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_ohd import tower
+from llava_ohd.clip.model_card import outcome
 from llava_ohd.home import home
 from llava_ohd.ohd_caps import controls
 from llava_ohd.ohd_caps.readers import read_rows
@@ -35,9 +36,10 @@ def test_finetune_then_measure_by_name(
     data = ("--data", file, "--images", folder)
     training = ("--max_steps", 2, "--batch_size", 4, "--name", "mine", "--encoder", tiny_encoder_dir)
     run(monkeypatch, "scripts/finetune_clip.py", *data, *training, "--out", tmp_path / "run")
-    assert capsys.readouterr().out.splitlines()[-2:] == [
+    assert capsys.readouterr().out.splitlines()[-3:] == [
         f"encoder: {tmp_path / 'run' / 'encoder'}",
         f"curve:   {tmp_path / 'run' / 'curve.json'}",
+        f"result:  {outcome(json.loads((tmp_path / 'run' / 'curve.json').read_text()))}",
     ]
     out = home() / "eval" / "mine" / "ohd_caps"
     run(monkeypatch, "eval/ohd_caps.py", "--encoder", "mine", *data, "--out", out)

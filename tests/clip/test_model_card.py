@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_ohd import tower
-from llava_ohd.clip.model_card import write_card
+from llava_ohd.clip.model_card import outcome, write_card
 from llava_ohd.errors import DataFormatError
 from llava_ohd.records import Metric
 from llava_ohd.results import write_results
@@ -40,10 +40,18 @@ def test_a_card_holds_results_of_its_own_encoder_only(tiny_encoder_dir: Path, tm
     command = [sys.executable, str(ROOT / "scripts/model_card.py"), "--encoder", str(tmp_path / "encoder")]
     subprocess.run([*command, "--results", str(tmp_path / "eval")], check=True, cwd=ROOT)
     card = (tmp_path / "encoder" / "README.md").read_text()
-    assert "2 steps; loss 2.5000 at the first, 1.2500 at the last." in card
+    assert "2 steps; loss 2.5000 at the first, 1.2500 at the last; best accuracy on dev 0.7500 at step 2" in card
     assert "| 2 | 0.7500 |" in card
     assert "| ohd_caps | set of mine | accuracy | 0.8125 | 16 |" in card
     assert "low95" not in card
     assert "set of other" not in card
     assert "| pope | | | not measured | |" in card
     assert tower.check(tmp_path / "encoder").digest == digest
+
+
+def test_the_outcome_names_the_first_of_the_best() -> None:
+    rows: list[dict[str, float]] = [{"step": step, "loss": 4.0 / step} for step in (1, 2, 4)]
+    assert outcome(rows) == "3 steps; loss 4.0000 at the first, 1.0000 at the last"
+    for row, accuracy in zip(rows, (0.25, 0.75, 0.75), strict=True):
+        row["eval_accuracy"] = accuracy
+    assert outcome(rows).endswith("; best accuracy on dev 0.7500 at step 2, whose weights these are")

@@ -59,7 +59,7 @@ def test_what_the_real_files_say() -> None:
         item.category for item in read_pairs(REAL / "foil" / "nocaps-val-foil.json")[0] if isinstance(item, Pair)
     }
     assert domains == {"in-domain", "near-domain", "out-domain"}
-    with pytest.raises(DataFormatError, match="image, caption and wrong caption are expected"):
+    with pytest.raises(DataFormatError, match=r"row 1 has .*; expected is SugarCrepe with"):
         read_pairs(REAL / "foil" / "hat-trainval.json")
 
 
@@ -143,11 +143,31 @@ def test_kinds_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps({"0": {"filename": "a", "caption": "b", "negative_caption": "c"}}))
     (tmp_path / "m.json").write_text(json.dumps([["u/a.jpg", "b", "u/c.jpg", "d"]]))
     assert [len(read_all([tmp_path / name])[0]) for name in ("p.json", "m.json")] == [1, 1]
-    with pytest.raises(DataFormatError, match="measure them apart"):
-        read_all([tmp_path / "p.json", tmp_path / "m.json"])
+    foil = {"image_file": "a", "caption": "b", "foil": "c"}
+    (tmp_path / "f.json").write_text(json.dumps({"0": foil}))
+    for other, kind in (("m.json", "COLA"), ("f.json", "FOIL")):
+        with pytest.raises(DataFormatError, match=rf"p\.json is SugarCrepe, .*{other} is {kind}; .* apart"):
+            read_all([tmp_path / "p.json", tmp_path / other])
+    (tmp_path / "f.json").write_text(json.dumps([foil, {"filename": "a", "caption": "b", "negative_caption": "c"}]))
+    with pytest.raises(DataFormatError, match="row 2 is not FOIL, as row 1 is: texts image_file, caption, foil"):
+        read_pairs(tmp_path / "f.json")
     (tmp_path / "m.json").write_text(json.dumps([["a", "b"]]))
-    with pytest.raises(DataFormatError, match=r"row 0 is not \[image 1"):
+    with pytest.raises(DataFormatError, match=r"row 1 is not \[image 1"):
         read_pairs(tmp_path / "m.json")
+
+
+def test_what_is_expected_of_a_file_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"image": "a"}\n{"image": "b"}\n')
+    with pytest.raises(DataFormatError, match=r"Extra data at line 2.* Expected is one JSON .*, not JSON Lines: Sugar"):
+        read_pairs(file)
+    votes = {"image_file": "a", "caption": "b", "foil": "c", "mturk": {"caption": 1, "foil": 2}}
+    file.write_text(json.dumps([votes]))
+    with pytest.raises(DataFormatError, match="in none of 1 rows do 2 people prefer the caption"):
+        read_pairs(file)
+    file.write_text(json.dumps([votes, votes | {"caption": 7, "mturk": {"caption": 3}}]))
+    with pytest.raises(DataFormatError, match="row 2 is not FOIL"):
+        read_pairs(file)
 
 
 def test_the_command(

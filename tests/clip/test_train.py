@@ -18,6 +18,7 @@ from llava_ohd.clip.accuracy import accuracy, score
 from llava_ohd.clip.batching import image_names
 from llava_ohd.clip.embedding import Images
 from llava_ohd.clip.loss import LossConfig, clip_loss
+from llava_ohd.clip.model_card import write_card
 from llava_ohd.clip.train import FinetuneConfig, finetune
 from llava_ohd.errors import (
     DataFormatError,
@@ -25,6 +26,7 @@ from llava_ohd.errors import (
     EncoderNotFound,
     ImageError,
     MissingDependency,
+    OptionError,
     StageFailed,
     StorageError,
 )
@@ -248,6 +250,29 @@ def test_parts_of_the_loss_are_those_of_all_accumulated_batches(config: Finetune
         assert row["loss"] == pytest.approx(row["contrastive"] + 0.1 * row["margin1"] + 0.1 * row["margin2"], rel=1e-5)
 
 
+def test_record_and_card_have_the_loss_that_was_computed(config: FinetuneConfig) -> None:
+    """And an encoder made when the record had None for it is not made again; its card says no less."""
+    folder = finetune(replace(config, max_steps=1, loss="released", lambda1=0.7, register=False))
+    expected = {"lambda1": 0.7, "lambda2": 0.2, "tau1": 5.0, "tau2": 5.0, "hardest": True}
+    expected |= {"l2_sign": "below", "axis": "images", "mask": "zero"}
+    record = json.loads((folder / "ohd.json").read_text())
+    assert {key: record["config"][key] for key in expected} == expected
+    assert record["name"] == config.out.name
+    card = write_card(folder).read_text()
+    assert card.startswith(f"# {config.out.name}\n")
+    assert {f"| {key} | `{value}` |" for key, value in expected.items()} <= set(card.splitlines())
+
+    record["config"] |= dict.fromkeys(expected.keys() - {"lambda1"})
+    (folder / "ohd.json").write_text(json.dumps(record))
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    same = replace(config, max_steps=1, loss="released", lambda1=0.7, lambda2=0.2, register=False)
+    assert finetune(same) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert "| tau2 | `5.0` |" in write_card(folder).read_text()
+    with pytest.raises(EncoderFormatError, match=r"other settings: lambda2 was 0\.2, is 0\.3"):
+        finetune(replace(same, lambda2=0.3))
+
+
 def test_another_number_of_processes_is_another_run(config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     finetune(config)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -272,11 +297,14 @@ def test_tensorboard_gets_the_curve(config: FinetuneConfig) -> None:
     assert list(found[4, "eval/accuracy"]) == pytest.approx([read_curve(config.out)[-1]["eval_accuracy"]])
 
 
-def test_a_tracker_that_is_not_installed_is_named(config: FinetuneConfig) -> None:
-    with pytest.raises(
-        MissingDependency, match="--report_to nothing: no such tracker is installed; here are none, all"
-    ):
-        finetune(replace(config, report_to="nothing"))
+def test_a_tracker_that_is_unknown_or_not_installed_is_named(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OptionError, match=r"--report_to tensorbord: one of none, all, .*tensorboard.* is expected"):
+        finetune(replace(config, report_to="tensorbord"))
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["trackio"])
+    with pytest.raises(MissingDependency, match="--report_to wandb: this tracker is not installed; here are none, all"):
+        finetune(replace(config, report_to="wandb"))
 
 
 def test_dev_accuracy_is_the_caption_accuracy(config: FinetuneConfig) -> None:

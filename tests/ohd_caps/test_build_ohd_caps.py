@@ -160,7 +160,7 @@ def test_objects_that_only_the_caption_names_are_present() -> None:
 def test_too_little_input_is_refused() -> None:
     with pytest.raises(DataFormatError, match="none of the 1 images"):
         build_rows([CocoImage("a.png", (), ("x",))], BuildConfig())
-    with pytest.raises(DataFormatError, match="no absent object is left"):
+    with pytest.raises(DataFormatError, match=r"a\.png: .* no absent object is left after 0, .* Give more images"):
         build_rows([CocoImage("a.png", (Instance("cup", (0, 0, 1, 1)),), ("a cup",))], BuildConfig())
 
 

@@ -93,7 +93,14 @@ def test_parts(tmp_path: Path) -> None:
         ("image,caption\n", "has no captions"),
         ('{"images": [{"filename": "1.jpg", "split": "test"}]}', "'sentences' is missing"),
         ('{"images": [{"id": 1}], "annotations": []}', "'file_name' is missing"),
-        ('{"image": "a", "caption": "b"}', "row 1: .* is expected, found the keys .*known forms are"),
+        (
+            '{"image": "a", "caption": "b"}',
+            'row 1: .* is expected, found {"caption": text, "image": text}; the known forms are',
+        ),
+        (
+            '{"image": "a", "captions": ["b", 1], "objects": "cup"}',
+            r'row 1: .* found \{"captions": \[text, number, ...\], "image": text, "objects": text\}',
+        ),
         ('{"image": "a", ', "line 1 is not JSON"),
     ],
 )
