@@ -7,7 +7,7 @@ A server that keeps the keys and values of what it has read profits from questio
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -62,7 +62,7 @@ class ServerAnswerer:
 
     async def _texts(
         self, endpoint: Endpoint, asked: Sequence[tuple[str, str]]
-    ) -> AsyncIterator[tuple[tuple[str, str], str]]:
+    ) -> AsyncGenerator[tuple[tuple[str, str], str], None]:
         """Keeps `concurrency` requests on their way; one that fails lets the others come to their end first."""
         waiting, running = iter(asked), set[asyncio.Task[Any]]()
         async with endpoint.client() as client:

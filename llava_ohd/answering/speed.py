@@ -73,7 +73,7 @@ class Stage:
     ) -> None:
         torch.manual_seed(0)
         self.geometry: Geometry = GEOMETRIES[geometry]
-        config = self.geometry.config()
+        config: Any = self.geometry.config()
         config.text_config.initializer_range = _SPREAD
         dtype = torch.bfloat16 if bf16 else torch.float32
         with torch.device(device):
