@@ -62,7 +62,7 @@ class ServerAnswerer:
 
     async def _texts(
         self, endpoint: Endpoint, asked: Sequence[tuple[str, str]]
-    ) -> AsyncGenerator[tuple[tuple[str, str], str]]:
+    ) -> AsyncGenerator[tuple[tuple[str, str], str], None]:
         """Keeps `concurrency` requests on their way; one that fails lets the others come to their end first."""
         waiting, running = iter(asked), set[asyncio.Task[Any]]()
         async with endpoint.client() as client:
