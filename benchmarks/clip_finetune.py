@@ -4,7 +4,7 @@ Inputs:  --data: the folder of the authors' OHD-Caps files; --tokenizer: CLIP's.
 Outputs: OUT/GEOMETRY.json and .md: images a second, processor time, FLOPs, memory, and how far the floor is. The last
          line printed is `speedup X`: seconds of the released step / seconds of ours, median over the batches.
 Command: python benchmarks/clip_finetune.py --geometry vit-b-32 --data ../shared/data/ohd_caps
-Cost:    2 cores: vit-b-32 about 5 minutes and 12 GB, vit-l-14-336 about 7 minutes and 16 GB.
+Cost:    2 idle cores: vit-b-32 about 5 minutes and 10.8 GiB, vit-l-14-336 about 6 minutes and 11.4 GiB.
 
 A step is zero_grad, forward, loss (that of the released code), backward, fused AdamW; of ours also building the tree of
 captions. Before anything is timed, loss and gradients of both ways must agree within 1e-4 (float32), else it fails.

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.home import evaluation_folder, home
+from llava_ohd.training.launch import quiet
 
 
 def parse() -> argparse.Namespace:
@@ -47,6 +48,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Runs the command."""
     given = parse()
+    quiet()
     with exit_on_error():
         from llava_ohd.ohd_caps import blind, sets
 

@@ -21,6 +21,7 @@ from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_jsonl
 from llava_ohd.home import from_home
 from llava_ohd.results import print_metrics, write_results
+from llava_ohd.training.launch import quiet
 
 RULE = "float32 cosine, ties wrong (sugar-crepe@0047054, VALSE@2152d90, aloha@7da6b90, COLA@1fa52fb)"
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffled images")
     given = parser.parse_args()
+    quiet()
     with exit_on_error():
         from llava_ohd import tower
         from llava_ohd.clip.embedding import Images

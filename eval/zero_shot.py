@@ -23,6 +23,7 @@ from llava_ohd.errors import DataFormatError, exit_on_error
 from llava_ohd.files import write_jsonl
 from llava_ohd.home import evaluation_folder, from_home, home
 from llava_ohd.results import print_metrics, write_results
+from llava_ohd.training.launch import quiet
 
 SETS = ("world", "cifar10", "cifar100", "stl10", "eurosat", "gtsrb", "imagenet")
 RULE = "nearest kind by the mean of 5 prompts (arXiv 2103.00020 section 3.1; templates of llava_ohd/clip/zero_shot.py)"
@@ -44,6 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     if (given.data is None) != (given.set == "world"):
         parser.error("--data DIR goes with every --set but world, which takes --instances and --images")
+    quiet()
     with exit_on_error():
         from llava_ohd import tower
         from llava_ohd.clip.zero_shot import metrics, predictions, read_set, recognise

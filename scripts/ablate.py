@@ -20,6 +20,7 @@ from llava_ohd.errors import exit_on_error
 from llava_ohd.files import write_json, write_text
 from llava_ohd.report.ablation import markdown, summarise
 from llava_ohd.report.figures import estimates
+from llava_ohd.training.launch import quiet
 
 PANELS = {"accuracy": "OHD-Caps accuracy, %", "zero_shot": "zero-shot accuracy, %"}
 
@@ -34,6 +35,7 @@ def main() -> None:
         write_json(config.out / "ablation.json", {"summary": summary, "runs": rows})
         write_text(config.out / "table.md", markdown(summary))
 
+    quiet()
     with exit_on_error():
         summary = summarise(run(config, report))
         estimates(summary, PANELS, config.out / "ablation.svg")

@@ -20,6 +20,7 @@ from llava_ohd.clip.interpolation import InterpolationConfig, sweep
 from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import exit_on_error
 from llava_ohd.report.figures import tradeoff
+from llava_ohd.training.launch import quiet
 
 
 def _print(row: dict[str, Any]) -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     """Runs the command."""
     parser = HfArgumentParser([InterpolationConfig], description=__doc__, formatter_class=HelpFormatter)  # type: ignore[list-item]
     [config] = parser.parse_args_into_dataclasses()
+    quiet()
     with exit_on_error():
         print("alpha   OHD-Caps, %             zero-shot, %            shuffled, %")
         record = sweep(config, _print)

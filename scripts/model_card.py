@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
+from llava_ohd.training.launch import quiet
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="ours", help="name or folder (default: ours)")
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="folders to look for results.json in")
     given = parser.parse_args()
+    quiet()
     with exit_on_error():
         from llava_ohd import tower
         from llava_ohd.clip.model_card import write_card

@@ -1,6 +1,7 @@
 """benchmarks/clip_finetune.py at toy size: both ways compute the same, a wrong way is refused, the result is whole."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -82,6 +83,18 @@ def test_the_command(data: Path, tiny_encoder_dir: Path) -> None:
     assert record["versions"]["torch"]
     assert record["memory"]["ours"]["peak"] > record["memory"]["ours"]["above"] > 0
     assert "| ours |" in (data / "out" / "tiny-rows.md").read_text()
+
+
+@pytest.mark.parametrize("geometry", ["vit-b-32", "vit-l-14-336"])
+def test_help_and_docs_state_the_memory_that_was_measured(geometry: str) -> None:
+    record = json.loads((SCRIPT.parent / "results" / "clip_finetune" / f"{geometry}.json").read_text())
+    peak = f"{max(memory['peak'] for memory in record['memory'].values()) / 2**30:.1f} GiB"
+    [stated] = re.findall(rf"{geometry} about (\d+) minutes and ([\d.]+ GiB)", SCRIPT.read_text())
+    [documented] = re.findall(
+        rf"--geometry {geometry} .*# (\d+) minutes.*, ([\d.]+ GiB)", (SCRIPT.parents[1] / "docs/encoder.md").read_text()
+    )
+    assert stated == documented
+    assert stated[1] == peak
 
 
 @pytest.mark.parametrize(

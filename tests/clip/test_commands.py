@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,6 +76,18 @@ def test_zero_shot_writes_one_row_per_image(
     metrics = json.loads((out / "results.json").read_text())["metrics"]
     assert ([row["image"] for row in several], metrics["accuracy_present"]["n"]) == (["000.png"], 1)
     assert metrics["accuracy"]["value"] == pytest.approx(sum(bool(row["correct"]) for row in single) / 5)
+
+
+def test_what_bitsandbytes_says_of_optional_kernels_is_left_out() -> None:
+    """A Trainer loads it through peft; each encoder command calls `quiet` first."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    program = "from llava_ohd.training.launch import quiet; quiet(); import bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr == ""
+    for script in ("finetune_clip", "ablate", "interpolate", "model_card"):
+        assert "\n    quiet()\n" in (ROOT / "scripts" / f"{script}.py").read_text(), script
+    for script in ("ohd_caps", "zero_shot", "pairs"):
+        assert "\n    quiet()\n" in (ROOT / "eval" / f"{script}.py").read_text(), script
 
 
 @pytest.mark.parametrize(
