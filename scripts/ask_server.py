@@ -9,7 +9,8 @@ Command: python scripts/ask_server.py --server http://localhost:8000/v1 --model 
 Cost:    the server's; --concurrency requests at a time, those of one image one after another.
 
 Servers pad or crop images and put the prompt into a template in ways of their own; some encode images anew as JPEG. So
-the answers are those of the server, not those of the same weights here.
+the answers are those of the server, not those of the same weights here. Tried with a server of the tests alone; vLLM,
+sglang and `transformers serve` were not run.
 """
 
 import argparse

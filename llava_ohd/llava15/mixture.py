@@ -98,6 +98,6 @@ def read(path: Path, stage: str, count: int, tokenizer: Any, image_tokens: int, 
     """
     template = "plain" if stage == "projector" else "v1"
     rows = read_rows(path, template)
-    rows = random.Random(seed).sample(rows, min(count, len(rows)))
-    pairs = [encode(template, row["turns"], tokenizer, image_tokens) for row in rows]
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    pairs = [encode(template, rows[number]["turns"], tokenizer, image_tokens) for number in chosen]
     return [(ids[:_LONGEST], labels[:_LONGEST]) for ids, labels in pairs]
