@@ -3,7 +3,7 @@
 Inputs:  none; random weights, rows as long as LLaVA's.
 Outputs: OUT/GEOMETRY.json and .md: planned and measured peak by stage and recomputation.
 Command: python benchmarks/plan.py
-Cost:    2 cores, eighth 2 GB and about 3 minutes; quarter 6 GB and about 15.
+Cost:    2 cores, 3 GB and a few minutes for eighth; quarter takes several times as much.
 
 On a CPU, float32, without DeepSpeed. Gradients and activations are compared; weights and moments are known exactly.
 """
