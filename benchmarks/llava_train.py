@@ -295,7 +295,8 @@ def main() -> None:
         measured = _measure(given)
         summary = _summary(given, measured)
         table = _table(given, measured, summary)
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        given_flags = {key: value for key, value in vars(given).items() if key != "out"}
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in given_flags.items()}
         settings["repo"] = given.repo and "haotian-liu/LLaVA"
         command = f"python benchmarks/llava_train.py {shlex.join(sys.argv[1:])}"
         record = {"command": command, "settings": settings, "versions": versions()}
