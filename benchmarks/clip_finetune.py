@@ -160,7 +160,8 @@ def main() -> None:
         measured = _measure(given)
         summary = _summary(given, measured)
         table = _table(given, measured, summary)
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+        flags = {key: value for key, value in vars(given).items() if key != "out"}
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
         command = f"python benchmarks/clip_finetune.py {shlex.join(sys.argv[1:])}"
         where = machine(given.threads, given.device)
         record = {"command": command, "settings": settings, "machine": where, "versions": versions()}

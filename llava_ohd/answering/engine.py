@@ -1,8 +1,9 @@
 """Answers many short questions about few images: every image is seen once.
 
 The prompt of LLaVA-1.5 begins with system text and image, the same for all questions about an image. This part runs
-once per image and stays as keys and values; the questions then run on copies of it, in batches of like length that are
-filled again as answers end (decoding.py). In float32 the answers are those of one-by-one generation.
+once per image and stays as keys and values; the questions of an image then run side by side on it, those of several
+images in a batch that is filled again as answers end (decoding.py). In float32 the answers are those of one-by-one
+generation.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from llava_ohd import tower
-from llava_ohd.answering.decoding import Asked, Layers, decode
+from llava_ohd.answering.decoding import Asked, Layers, Row, decode
 from llava_ohd.answering.one_by_one import plain_answers
 from llava_ohd.errors import ModelFormatError
 from llava_ohd.llava15 import model_dir
@@ -26,7 +27,8 @@ from llava_ohd.records import Answer, Question
 __all__ = ["LlavaAnswerer", "load"]
 
 _SEEN_TOGETHER = 32  # images per forward pass
-_ASKED_TOGETHER = 64  # questions per forward pass, where memory allows
+_ASKED_TOGETHER = 64  # questions per forward pass
+_ASKED_OF_ONE = 32  # questions in a row of the batch: each token is compared with those of all of them
 _CACHE_BYTES = 2**29  # for keys and values of images, and as much again for those of a batch; a GPU's share is larger
 
 
@@ -38,7 +40,7 @@ class LlavaAnswerer:
         tokenizer: The language model's.
         pixels: Where images come from.
         patches: Tokens per image.
-        batch_size: Questions per forward pass, at most; None chooses by memory.
+        batch_size: Questions per forward pass, at most (default: 64); memory decides how many images that is.
         probabilities: Give with each answer the probabilities of yes and no at its first token, as `Answer.metadata`
             `{"yes": fraction, "no": fraction}`: of all words of the vocabulary, with and without a capital.
 
@@ -79,15 +81,15 @@ class LlavaAnswerer:
         Raises:
             ImageError: an image is missing or truncated.
         """
-        by_image: dict[str, dict[str, list[str]]] = {}
-        for question in questions:
-            by_image.setdefault(question.image, {}).setdefault(question.prompt, []).append(question.id)
+        size = self._batch_size or _ASKED_TOGETHER
+        by_image = self._grouped(questions, min(size, _ASKED_OF_ONE))
         prefix = self._split("")[0]
+        widest = max((_width(group, max_new_tokens) for groups in by_image.values() for group in groups), default=0)
+        most_rows = max(1, self._room // ((len(prefix) + widest) * self._bytes_per_token))
         words = tuple(token for tokens in self._words.values() for token in tokens)
-        size = self._size(len(prefix), by_image, max_new_tokens)
-        asked = self._asked(by_image, prefix)
+        settings = {"size": size, "most_rows": most_rows, "max_new_tokens": max_new_tokens, "watched": words}
         end = self._tokenizer.eos_token_id
-        for found in decode(self._model, asked, end=end, size=size, max_new_tokens=max_new_tokens, watched=words):
+        for found in decode(self._model, self._rows(by_image, prefix), end=end, **settings):
             text = self._tokenizer.decode(found.tokens, skip_special_tokens=True).strip()
             first = dict(zip(words, found.first, strict=True))
             scores = {word: sum(first[token] for token in tokens) for word, tokens in self._words.items()}
@@ -97,29 +99,29 @@ class LlavaAnswerer:
         """Yields the answers that transformers' `generate` gives to each question alone, to compare with."""
         yield from plain_answers(self._model, self._tokenizer, self._pixels, self._patches, questions, max_new_tokens)
 
-    def _size(self, prefix: int, by_image: dict[str, dict[str, list[str]]], max_new_tokens: int) -> int:
-        """Returns how many questions run together: as many as fit into memory at their longest."""
-        prompts = {prompt for asked in by_image.values() for prompt in asked}
-        longest = max((len(self._split(prompt)[1]) for prompt in prompts), default=0)
-        fits = self._room // ((prefix + longest + max_new_tokens) * self._bytes_per_token)
-        return max(1, min(self._batch_size or _ASKED_TOGETHER, fits))
+    def _grouped(self, questions: Iterable[Question], of_one: int) -> dict[str, list[list[Asked]]]:
+        """Returns the distinct questions about each image, in groups of at most `of_one`."""
+        by_image: dict[str, dict[str, list[str]]] = {}
+        for question in questions:
+            by_image.setdefault(question.image, {}).setdefault(question.prompt, []).append(question.id)
+        grouped = {}
+        for image, prompts in by_image.items():
+            asked = [Asked(ids, self._split(prompt)[1]) for prompt, ids in prompts.items()]
+            grouped[image] = [asked[start : start + of_one] for start in range(0, len(asked), of_one)]
+        return grouped
 
-    def _asked(self, by_image: dict[str, dict[str, list[str]]], prefix: list[int]) -> Iterator[Asked]:
-        """Sees some images and yields what is asked about them, shortest first; then the next ones."""
+    def _rows(self, by_image: dict[str, list[list[Asked]]], prefix: list[int]) -> Iterator[Row]:
+        """Sees some images and yields what is asked about each, shortest first; then the next ones."""
         window = max(1, min(_SEEN_TOGETHER, self._room // (len(prefix) * self._bytes_per_token)))
         images = list(by_image)
         for start in range(0, len(images), window):
             names = images[start : start + window]
             seen = self._see(names, prefix)
-            rows = [
-                (self._split(prompt)[1], place, ids)
-                for place, name in enumerate(names)
-                for prompt, ids in by_image[name].items()
-            ]
-            for tokens, place, ids in sorted(rows, key=lambda row: len(row[0])):
-                yield Asked(
-                    ids, tokens, [(keys[place : place + 1], values[place : place + 1]) for keys, values in seen]
-                )
+            rows = []
+            for place, name in enumerate(names):
+                kept = [(keys[place : place + 1], values[place : place + 1]) for keys, values in seen]
+                rows += [Row(group, kept) for group in by_image[name]]
+            yield from sorted(rows, key=lambda row: _width(row.asked))
 
     def _split(self, prompt: str) -> tuple[list[int], list[int]]:
         """Returns the tokens up to the end of the image, and those after it."""
@@ -140,6 +142,11 @@ class LlavaAnswerer:
             logits_to_keep=1,
         )
         return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _width(asked: Sequence[Asked], max_new_tokens: int = 0) -> int:
+    """Returns the tokens of questions, and of their answers at the longest."""
+    return sum(len(one.tokens) + max_new_tokens for one in asked)
 
 
 def _first_tokens(tokenizer: Any) -> dict[str, set[int]]:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import transformers
 from transformers import HfArgumentParser
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from llava_ohd.command_line import helps
 from llava_ohd.errors import LlavaOhdError
@@ -214,6 +215,11 @@ def _check_launcher(training: TrainingArguments) -> None:
                 f"accelerate's configuration asks for {name.lower()} {asked}, the command line does not; give "
                 "--deepspeed FILE or --bf16 True for that, and launch with --mixed_precision no --dynamo_backend no"
             )
+    if training.accelerator_config != AcceleratorConfig():
+        raise LlavaOhdError(
+            f"--accelerator_config {training.accelerator_config}: not supported, rows come as LLaVA has them; leave it "
+            "out"
+        )
     if training.fsdp:
         raise LlavaOhdError(f"--fsdp {training.fsdp}: not supported; give --deepspeed zero_configs/zero3.json instead")
 

@@ -135,7 +135,7 @@ def test_the_batch_is_filled_again(
     joined = []
 
     def counted(one: Any, other: Any) -> Any:
-        joined.append(len(other.answers))
+        joined.append(len(other.answers))  # rows
         return real(one, other)
 
     real = decoding._joined

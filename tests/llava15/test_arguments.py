@@ -98,6 +98,7 @@ BASE = "--model_name_or_path lm --vision_tower ours --data_path rows.json --imag
         ("--save_only_model True", "--save_only_model True: only False"),
         ("--evaluation_strategy steps --eval_steps 5", "eval_strategy .*only no"),
         ("--push_to_hub True", "--push_to_hub True: only False"),
+        ("""--accelerator_config '{"even_batches": false}'""", "--accelerator_config .*not supported"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(more: str, message: str) -> None:
