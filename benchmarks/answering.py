@@ -12,9 +12,7 @@ equal, else it fails; in bfloat16 those that differ are counted.
 GPU:     --device cuda --bf16 --geometry 7b --batch_size 64 --peak_tflops 989 (H100).
 """
 
-import shlex
 import statistics
-import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
@@ -24,9 +22,7 @@ from typing import Any
 from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import DataFormatError, exit_on_error
 from llava_ohd.evals.pope import SUFFIX, read_questions
-from llava_ohd.files import write_json, write_text
 from llava_ohd.records import Question
-from llava_ohd.results import versions
 
 OUT = Path(__file__).resolve().parent / "results" / "answering"
 GEOMETRIES = ("7b", "quarter", "eighth", "tiny")
@@ -153,26 +149,13 @@ def main() -> None:
     """Runs the command."""
     given = _arguments()
     with exit_on_error(), tempfile.TemporaryDirectory() as folder:
-        from llava_ohd.training.measuring import machine
+        from llava_ohd.training.measuring import write_result
 
         measured = _measure(given, Path(folder))
         summary = _summary(given, measured)
         table = _table(given, measured, summary)
-        given_flags = {key: value for key, value in vars(given).items() if key != "out"}
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in given_flags.items()}
-        command = f"python benchmarks/answering.py {shlex.join(sys.argv[1:])}"
-        where = machine(given.threads, given.device)
-        record = {"command": command, "settings": settings, "machine": where, "versions": versions()}
-        write_json(given.out / f"{given.geometry}.json", record | summary | measured)
-        write_text(given.out / f"{given.geometry}.md", f"{table}\n\n{_origin(record)}\n")
-        result = given.out / given.geometry
-        print(f"{table}\n\nresult: {result}.json\nspeedup {summary['speedup']['one by one']['wall']:.2f}")
-
-
-def _origin(record: dict[str, Any]) -> str:
-    machine, libraries = record["machine"], record["versions"]
-    where = f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads on {machine['cores']} cores"
-    return f"`{record['command']}`: {where}; torch {libraries['torch']}, transformers {libraries['transformers']}."
+        result = write_result(given, given.geometry, table, summary | measured)
+        print(f"{table}\n\nresult: {result}\nspeedup {summary['speedup']['one by one']['wall']:.2f}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ GPU:     --device cuda --bf16 --batch_size 56 (the paper's; 14 for vit-l-14-336)
 
 import math
 import multiprocessing
-import shlex
 import statistics
-import sys
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -25,8 +23,6 @@ from typing import Any
 
 from llava_ohd.command_line import HelpFormatter, require, require_between
 from llava_ohd.errors import exit_on_error
-from llava_ohd.files import write_json, write_text
-from llava_ohd.results import versions
 
 OUT = Path(__file__).resolve().parent / "results" / "clip_finetune"
 TOKENIZER = Path("../shared/data/tokenizers/clip_vitb32_no_weights")
@@ -154,27 +150,15 @@ def main() -> None:
     """Runs the command."""
     given = _arguments()
     with exit_on_error():
-        from llava_ohd.training.measuring import machine
+        from llava_ohd.training.measuring import write_result
 
         _check(given)
         measured = _measure(given)
         summary = _summary(given, measured)
         table = _table(given, measured, summary)
-        flags = {key: value for key, value in vars(given).items() if key != "out"}
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in flags.items()}
-        command = f"python benchmarks/clip_finetune.py {shlex.join(sys.argv[1:])}"
-        where = machine(given.threads, given.device)
-        record = {"command": command, "settings": settings, "machine": where, "versions": versions()}
         name = "-".join(filter(None, [given.geometry, given.file and Path(given.file).stem]))
-        write_json(given.out / f"{name}.json", record | summary | measured)
-        write_text(given.out / f"{name}.md", f"{table}\n\n{_origin(record)}\n")
-        print(f"{table}\n\nresult: {given.out / name}.json\nspeedup {summary['speedup']['wall']:.2f}")
-
-
-def _origin(record: dict[str, Any]) -> str:
-    machine, libraries = record["machine"], record["versions"]
-    where = f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads on {machine['cores']} cores"
-    return f"`{record['command']}`: {where}; torch {libraries['torch']}, transformers {libraries['transformers']}."
+        result = write_result(given, name, table, summary | measured)
+        print(f"{table}\n\nresult: {result}\nspeedup {summary['speedup']['wall']:.2f}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ GPU:     --device cuda --bf16 --geometry 7b --checkpointing --batch_size 16 --pe
 
 import multiprocessing
 import os
-import shlex
 import statistics
 import sys
 import tempfile
@@ -30,8 +29,6 @@ from typing import Any
 
 from llava_ohd.command_line import HelpFormatter
 from llava_ohd.errors import StageFailed, exit_on_error
-from llava_ohd.files import write_json, write_text
-from llava_ohd.results import versions
 
 OUT = Path(__file__).resolve().parent / "results" / "llava_train"
 BATCH = {"7b": 16, "quarter": 4, "eighth": 4, "tiny": 4}
@@ -139,7 +136,7 @@ def _measure(given: Namespace) -> dict[str, Any]:
     from llava_ohd.llava15.speed import check_equal, needed_flops, peak_memory, timed_step
     from llava_ohd.llava15.ways import GEOMETRIES, Stage
     from llava_ohd.progress import track
-    from llava_ohd.training.measuring import machine, product_rate
+    from llava_ohd.training.measuring import product_rate
 
     torch.set_num_threads(given.threads)
     rows, ways = _rows(given), _ways(given)
@@ -170,7 +167,6 @@ def _measure(given: Namespace) -> dict[str, Any]:
         "memory": memory,
         "needed_flops": flops,
         "product_flops": product_rate(given.device, given.bf16),
-        "machine": machine(given.threads, given.device),
     }
 
 
@@ -292,26 +288,15 @@ def main() -> None:
     """Runs the command."""
     given = _arguments()
     with exit_on_error():
+        from llava_ohd.training.measuring import write_result
+
         measured = _measure(given)
         summary = _summary(given, measured)
         table = _table(given, measured, summary)
-        given_flags = {key: value for key, value in vars(given).items() if key != "out"}
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in given_flags.items()}
-        settings["repo"] = given.repo and "haotian-liu/LLaVA"
-        command = f"python benchmarks/llava_train.py {shlex.join(sys.argv[1:])}"
-        record = {"command": command, "settings": settings, "versions": versions()}
+        given.repo = given.repo and "haotian-liu/LLaVA"  # not the place of the checkout
         name = f"{given.geometry}-{given.stage}{'-checkpointing' if given.checkpointing else ''}"
-        write_json(given.out / f"{name}.json", record | summary | measured)
-        write_text(given.out / f"{name}.md", f"{table}\n\n{_origin(command, measured['machine'])}\n")
-        print(
-            f"{table}\n\nresult: {given.out / name}.json\nspeedup {summary['speedup'][summary['against']]['wall']:.2f}"
-        )
-
-
-def _origin(command: str, where: dict[str, Any]) -> str:
-    libraries = versions()
-    on = f"{where['gpu'] or where['processor']}, {where['threads']} threads on {where['cores']} cores"
-    return f"`{command}`: {on}; torch {libraries['torch']}, transformers {libraries['transformers']}."
+        result = write_result(given, name, table, summary | measured)
+        print(f"{table}\n\nresult: {result}\nspeedup {summary['speedup'][summary['against']]['wall']:.2f}")
 
 
 if __name__ == "__main__":

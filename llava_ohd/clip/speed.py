@@ -9,25 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llava_ohd.clip.ways import WAYS, Stage, Way
 from llava_ohd.errors import StageFailed
-from llava_ohd.training.measuring import CPU_ATTENTION, resident
+from llava_ohd.training import measuring
+from llava_ohd.training.measuring import CPU_ATTENTION, Cost, resident, wait
 
 __all__ = ["Cost", "Equality", "check_equal", "peak_memory", "timed_step"]
 
 _TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one optimiser step takes: seconds on the clock and of processor time (all threads)."""
-
-    wall: float
-    cpu: float
-
-
 def timed_step(stage: Stage, way: Way, number: int) -> Cost:
     """Times zero_grad, forward, loss, backward and AdamW on batch `number`; ours with the making of its tree."""
     batch = stage.tree(number) | (stage.padded(number) if way.name == "released" else {})
-    _wait(stage)
+    wait(stage.device)
     wall, cpu = time.perf_counter(), time.process_time()
     if way.name == "ours":
         batch = stage.tree(number)
@@ -37,13 +30,8 @@ def timed_step(stage: Stage, way: Way, number: int) -> Cost:
         features = way.images(stage.model, batch), way.texts(stage.model, batch)
     stage.loss(*features, batch["valid"]).backward()
     stage.optimizer.step()
-    _wait(stage)
+    wait(stage.device)
     return Cost(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def _wait(stage: Stage) -> None:
-    if stage.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -107,8 +95,7 @@ def peak_memory(way: Way, threads: int, settings: tuple[Any, ...]) -> dict[str, 
         settings: Arguments of `Stage`.
 
     Returns:
-        `peak`: resident set of the process (CUDA: of torch's allocator). `above`: what of it is neither library nor
-        weights, gradients and AdamW's moments.
+        As `training.measuring.peak_memory`.
     """
     torch.set_num_threads(threads)
     before = resident("VmRSS")
@@ -116,7 +103,4 @@ def peak_memory(way: Way, threads: int, settings: tuple[Any, ...]) -> dict[str, 
     for _ in range(2):  # AdamW's moments are there from the second on
         timed_step(stage, way, 0)
     state = sum(4 * weight.numel() * weight.element_size() for weight in stage.model.parameters())
-    if stage.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-        return {"peak": peak, "above": peak - state}
-    return {"peak": resident("VmHWM"), "above": resident("VmHWM") - before - state}
+    return measuring.peak_memory(before, state, stage.device)

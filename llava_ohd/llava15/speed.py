@@ -12,36 +12,24 @@ from llava_ohd.errors import StageFailed
 from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN
 from llava_ohd.llava15.mixture import Row
 from llava_ohd.llava15.ways import Geometry, Stage, Way
-from llava_ohd.training.measuring import CPU_ATTENTION, resident
+from llava_ohd.training import measuring
+from llava_ohd.training.measuring import CPU_ATTENTION, Cost, resident, wait
 
 __all__ = ["Cost", "Equality", "check_equal", "needed_flops", "peak_memory", "timed_step"]
 
 _TOLERANCE = {"loss": 1e-5, "gradients": 1e-4}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one optimiser step takes: seconds on the clock and of processor time (all threads)."""
-
-    wall: float
-    cpu: float
-
-
 def timed_step(stage: Stage, way: Way, number: int) -> Cost:
     """Times zero_grad, forward, loss, backward and AdamW on batch `number`, which is on the device already."""
     batch = stage.batch(number, way)
-    _wait(stage)
+    wait(stage.device)
     wall, cpu = time.perf_counter(), time.process_time()
     stage.optimizer.zero_grad()
     way.loss(stage, batch).backward()
     stage.optimizer.step()
-    _wait(stage)
+    wait(stage.device)
     return Cost(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def _wait(stage: Stage) -> None:
-    if stage.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -101,8 +89,7 @@ def peak_memory(way: Way, threads: int, settings: tuple[Any, ...], number: int) 
         number: The batch.
 
     Returns:
-        `peak`: resident set of the process (CUDA: of torch's allocator). `above`: what of it is neither library nor
-        weights, gradients and AdamW's moments.
+        As `training.measuring.peak_memory`.
     """
     torch.set_num_threads(threads)
     before = resident("VmRSS")
@@ -110,10 +97,7 @@ def peak_memory(way: Way, threads: int, settings: tuple[Any, ...], number: int) 
     timed_step(stage, way, number)
     state = sum(weight.numel() * weight.element_size() for weight in stage.model.parameters())
     state += 3 * sum(weight.numel() * weight.element_size() for weight in stage.weights)
-    if stage.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-        return {"peak": peak, "above": peak - state}
-    return {"peak": resident("VmHWM"), "above": resident("VmHWM") - before - state}
+    return measuring.peak_memory(before, state, stage.device)
 
 
 def needed_flops(geometry: Geometry, stage: str, rows: Sequence[Row], padded: bool = False) -> float:
