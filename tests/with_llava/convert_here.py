@@ -1,4 +1,4 @@
-"""Runs in the main environment: trains both stages, merges and converts the result, and answers with each.
+"""Runs in the main environment: trains every stage, merges and converts some of them, and answers with each.
 
 python convert_here.py LANGUAGE ENCODER IMAGES OUT      writes folders into OUT, and OUT/answers.json
 """
@@ -29,16 +29,21 @@ def train(language: Path, encoder: Path, images: Path, out: Path, flags: str) ->
 def main(language: Path, encoder: Path, images: Path, out: Path) -> None:
     projector, lora = out / "llava-projector", out / "llava-lora"
     train(language, encoder, images, projector, "--version plain --tune_mm_mlp_adapter True")
-    stage = "--version v1 --lora_enable True --lora_r 8 --lora_alpha 16"
-    train(language, encoder, images, lora, f"{stage} --pretrain_mm_mlp_adapter {projector}/mm_projector.bin")
+    start = f"--version v1 --pretrain_mm_mlp_adapter {projector}/mm_projector.bin"
+    adapter = f"{start} --lora_enable True --lora_r 8 --lora_alpha 16"
+    train(language, encoder, images, lora, adapter)
+    train(language, encoder, images, out / "llava-qlora", f"{adapter} --bits 4")
+    train(language, encoder, images, out / "llava-full", start)
+    train(language, encoder, images, out / "llava-unfrozen", f"{start} --unfreeze_mm_vision_tower True")
     convert(ConvertConfig(lora, out / "llava-merged", "llava", dtype="float16", verify=True))
+    convert(ConvertConfig(out / "llava-qlora", out / "llava-quantised-merged", "llava", dtype="float16", verify=True))
     convert(ConvertConfig(lora, out / "hf", dtype="float16"))
     convert(ConvertConfig(out / "hf", out / "llava-back", "llava", verify=True))
     (out / "hf/ohd.json").unlink()  # as if somebody else had made it: no encoder is known
     convert(ConvertConfig(out / "hf", out / "llava-beside", "llava", image_aspect_ratio="pad"))
     pictures = [tower.open_image(images / f"{number}.png") for number in range(4)]
     answers = {}
-    for folder in (projector, lora, out / "llava-merged", out / "llava-back", out / "llava-beside", out / "hf"):
+    for folder in [*sorted(out.glob("llava-*")), out / "hf"]:
         parts = open_source(folder)
         observe = observe_hf if parts.layout == "hf" else observe_llava
         found = observe(parts, pictures, QUESTION, NEW_TOKENS)

@@ -67,14 +67,19 @@ def answer(folder: Path, base: Path | None, load: Any, images: Path) -> tuple[li
     return tokens, torch.stack(scores)
 
 
-@pytest.mark.parametrize("name", ["llava-projector", "llava-lora", "llava-merged", "llava-back", "llava-beside"])
+BESIDE_A_BASE = ("llava-projector", "llava-lora", "llava-qlora")
+WHOLE = ("llava-full", "llava-unfrozen")
+FLOAT16 = ("llava-merged", "llava-quantised-merged", "llava-back", "llava-beside")
+
+
+@pytest.mark.parametrize("name", [*BESIDE_A_BASE, *WHOLE, *FLOAT16])
 def test_the_original_answers_as_here(name: str, made: Path, language: Path, load: Any, images: Path) -> None:
-    base = language if name in ("llava-projector", "llava-lora") else None
+    base = language if name in BESIDE_A_BASE else None
     tokens, scores = answer(made / name, base, load, images)
     here = json.loads((made / "answers.json").read_text())[name]
     expected = torch.tensor(here["scores"])
-    # The original rounds what it loads beside a base to float16, and adds an adapter in float16.
-    tolerance = 1e-5 if base is None else 4 * torch.finfo(torch.float16).eps
+    # The original rounds what it loads to float16, and adds an adapter in float16.
+    tolerance = 1e-5 if name in FLOAT16 else 4 * torch.finfo(torch.float16).eps
     torch.testing.assert_close(scores, expected, rtol=0, atol=tolerance * expected.abs().max().item())
     assert [row[-len(mine) :] for row, mine in zip(tokens, here["tokens"], strict=True)] == here["tokens"]
     assert len({tuple(row) for row in here["tokens"]}) > 1 or not torch.equal(expected[0], expected[1])
