@@ -7,7 +7,8 @@ G * A, in the row of the end-of-text token. It is signed: below zero, the token 
 The text tower is causal and the end is the last token: no other token sees it, so G of its row depends on what happens
 to the end alone. Everything else is therefore computed without a graph; only the end runs through the last L layers
 with one. Chefer's rollout multiplies whole matrices of layers, and takes the graph of all tokens.
-Source: naver-ai/clip4dm @ cb9e52d, src/clip4dm.py; hila-chefer/Transformer-MM-Explainability, CLIP_explainability.ipynb.
+Source: naver-ai/clip4dm @ cb9e52d, src/clip4dm.py; hila-chefer/Transformer-MM-Explainability,
+CLIP_explainability.ipynb.
 """
 
 from collections.abc import Sequence

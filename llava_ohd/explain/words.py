@@ -77,8 +77,8 @@ def prepare(tokenizer: Any, caption: str, length: int, template: str = TEMPLATE,
     ids, places = coded["input_ids"], coded["offset_mapping"]
     if len(ids) > length and not cut:
         raise DataFormatError(
-            f"caption {caption[:60]!r}… has {len(ids)} tokens with the template {template!r}, the encoder reads {length}; "
-            "score it by sentence (--by sentence), or shorten it"
+            f"caption {caption[:60]!r}… has {len(ids)} tokens with the template {template!r}, the encoder reads "
+            f"{length}; score it by sentence, or shorten it"
         )
     if len(ids) > length:
         ids = [*ids[: length - 1], ids[-1]]
