@@ -65,14 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _one(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> None:
-    from llava_ohd.clip.embedding import Images, embed_captions
+    from llava_ohd.clip.embedding import Images, embed_captions, embed_images
     from llava_ohd.explain.explainer import explain
     from llava_ohd.explain.image_map import image_maps
     from llava_ohd.explain.page import draw, seen_image, terminal, write_html
 
     model, processor = tower.load(encoder).eval().requires_grad_(False), tower.load_processor(encoder)
     tokenizer, images = tower.load_tokenizer(encoder), Images(given.image.parent, [given.image.name], processor)
-    [found] = explain(model, tokenizer, images, [(0, given.caption)], config)
+    [found] = explain(model, tokenizer, embed_images(model, images), [(0, given.caption)], config)
     print(terminal(found, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     if given.out:
         pixels = images.pixels([0])

@@ -26,6 +26,8 @@ __all__ = ["VARIANTS", "Attribution", "attribute"]
 
 VARIANTS = ("clip4dm", "relu", "rollout")
 
+Projections = tuple[Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -81,15 +83,21 @@ def _read(text: Any, tokens_BN: Tensor, layers: int) -> Tensor:
     embeddings = text.embeddings
     states = embeddings.token_embedding(tokens_BN) + embeddings.position_embedding.weight[: tokens_BN.shape[1]]
     for layer in text.encoder.layers[:layers]:
-        states = _after(layer, states, F.scaled_dot_product_attention(*_projected(layer, states), is_causal=True))
+        states = _layer(layer, states, _projected(layer, states))
     return states
 
 
-def _projected(layer: Any, states_BNC: Tensor) -> list[Tensor]:
+def _layer(layer: Any, states_BNC: Tensor, projected: Projections) -> Tensor:
+    query, key, value = projected
+    return _after(layer, states_BNC, F.scaled_dot_product_attention(query, key, value, is_causal=True))
+
+
+def _projected(layer: Any, states_BNC: Tensor) -> Projections:
     """Returns a layer's queries, keys and values (B, H, N, C/H)."""
     attention, normed = layer.self_attn, layer.layer_norm1(states_BNC)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return [heads(projection(normed), attention.head_dim) for projection in projections]
+    query, key, value = (heads(projection(normed), attention.head_dim) for projection in projections)
+    return query, key, value
 
 
 def _after(layer: Any, states_BNC: Tensor, mixed_BHNC: Tensor) -> Tensor:
@@ -119,7 +127,7 @@ def _of_the_end(
     for layer in model.text_model.encoder.layers[-layers:]:
         with torch.no_grad():
             of_all = _projected(layer, states_BNC)
-            states_BNC = _after(layer, states_BNC, F.scaled_dot_product_attention(*of_all, is_causal=True))
+            states_BNC = _layer(layer, states_BNC, of_all)
         query, own_key, own_value = _projected(layer, end_B1C)
         key, value = (part.clone() for part in of_all[1:])
         key[rows, :, ends], value[rows, :, ends] = own_key[:, :, 0], own_value[:, :, 0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd import tower
-from llava_ohd.clip.embedding import Images
+from llava_ohd.clip.embedding import Images, embed_images
 from llava_ohd.errors import DataFormatError
 from llava_ohd.evals.chair_data import Caption, coco_id
 from llava_ohd.evals.chair_words import Vocabulary
@@ -74,7 +74,7 @@ def explain_captions(
     pairs = [(place[one.image], text) for one, rows in zip(captions, parts, strict=True) for _, text in rows]
     model = tower.load(encoder).eval().requires_grad_(False)
     images = Images(folder, names, tower.load_processor(encoder))
-    found = iter(explain(model, tower.load_tokenizer(encoder), images, pairs, config))
+    found = iter(explain(model, tower.load_tokenizer(encoder), embed_images(model, images), pairs, config))
     return [
         ExplainedCaption(one.image, one.text, tuple((start, next(found)) for start, _ in rows))
         for one, rows in zip(captions, parts, strict=True)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_ohd.clip.embedding import Images, embed_images
+from torch import Tensor
+
 from llava_ohd.errors import OptionError
 from llava_ohd.explain.attribution import VARIANTS, Attribution, attribute
 from llava_ohd.explain.scores import clip_score, f_clip_score
@@ -102,15 +103,15 @@ class Explanation:
 
 
 def explain(
-    model: Any, tokenizer: Any, images: Images, pairs: Sequence[tuple[int, str]], config: ExplainConfig | None = None
+    model: Any, tokenizer: Any, images_UD: Tensor, pairs: Sequence[tuple[int, str]], config: ExplainConfig | None = None
 ) -> list[Explanation]:
-    """Scores the words of captions, each image seen once, captions of like length together.
+    """Scores the words of captions, captions of like length together.
 
     Args:
         model: CLIPModel in eval mode, float32 (`tower.load`).
         tokenizer: Its tokenizer.
-        images: The images.
-        pairs: Number of an image in `images`, and a caption.
+        images_UD: Features of the images, each computed once (`clip.embedding.embed_images`).
+        pairs: Number of an image, and a caption.
         config: How.
 
     Raises:
@@ -120,12 +121,11 @@ def explain(
     config = config or ExplainConfig()
     length = model.config.text_config.max_position_embeddings
     texts = [prepare(tokenizer, caption, length, config.template, config.cut) for _, caption in pairs]
-    features = embed_images(model, images) if pairs else None
     order = sorted(range(len(pairs)), key=lambda number: len(texts[number].tokens))
     found: dict[int, Explanation] = {}
     for start in track(range(0, len(order), config.batch), "scoring words"):
         group = order[start : start + config.batch]
-        seen = features[[pairs[number][0] for number in group]]  # type: ignore[index]
+        seen = images_UD[[pairs[number][0] for number in group]]
         tokens = [texts[number].tokens for number in group]
         for number, one in zip(group, attribute(model, tokens, seen, config.layers, config.variant), strict=True):
             found[number] = _explanation(pairs[number][1], texts[number], one, config.threshold)

@@ -52,6 +52,7 @@ def image_maps(model: Any, pixels_BCHW: Tensor, texts_BD: Tensor, signed: bool =
 def _whole_layer(layer: Any, states_BNC: Tensor) -> Tensor:
     attention, normed = layer.self_attn, layer.layer_norm1(states_BNC)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    mixed = F.scaled_dot_product_attention(*(heads(part(normed), attention.head_dim) for part in projections))
+    query, key, value = (heads(part(normed), attention.head_dim) for part in projections)
+    mixed = F.scaled_dot_product_attention(query, key, value)
     states_BNC = states_BNC + attention.out_proj(mixed.transpose(1, 2).flatten(2))
     return states_BNC + feed_forward(layer.mlp, layer.layer_norm2(states_BNC))
