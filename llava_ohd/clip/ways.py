@@ -27,7 +27,7 @@ from llava_ohd.errors import DataFormatError
 from llava_ohd.ohd_caps.readers import read_rows
 from llava_ohd.ohd_caps.records import OhdRow
 
-__all__ = ["GEOMETRIES", "SLOTS", "WAYS", "Stage", "Way", "read_mixture"]
+__all__ = ["GEOMETRIES", "SLOTS", "WAYS", "Stage", "Way", "clip_config", "read_mixture"]
 
 SLOTS = 28
 """Captions of an image in the released batch, filler included."""
@@ -126,7 +126,7 @@ class Stage:
         torch.manual_seed(0)
         self.device, self.bf16, self.batch_size, self._rows = torch.device(device), bf16, batch_size, rows
         self._tokenizer = tokenizer
-        self.model = CLIPModel(_config(geometry, tokenizer)).train().to(self.device)
+        self.model = CLIPModel(clip_config(geometry, tokenizer)).train().to(self.device)
         if checkpointing:
             self.model.activation_checkpointing_enable()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.1, fused=True)
@@ -158,7 +158,8 @@ class Stage:
         return clip_loss(images_BD, texts_BKD[:, 0], texts_BKD[:, 1:], valid_BK, self.model.logit_scale, config).total
 
 
-def _config(geometry: str, tokenizer: Any) -> CLIPConfig:
+def clip_config(geometry: str, tokenizer: Any) -> CLIPConfig:
+    """Returns the configuration of a geometry, with the vocabulary of a tokenizer."""
     vision, text, width = GEOMETRIES[geometry]
     vision, text = ({**part, "intermediate_size": 4 * part["hidden_size"]} for part in (vision, text))
     specials = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -13,6 +13,7 @@ The last two are read as rows of text: their images and files are not public wit
 Source: facts of each repository @ commit: foilunitn.github.io; Heidelberg-NLP/VALSE@2152d90; DavidMChan/aloha@7da6b90.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,4 +148,4 @@ def _rich_hf(content: list[Any]) -> Rows:
 
 def rich_hf_words(prompt: str) -> list[str]:
     """Returns the words of a prompt as Rich-HF labels them: split at blanks and , . ? ! " : ;"""
-    return prompt.translate(str.maketrans(dict.fromkeys(',.?!":;', " "))).split()
+    return re.sub(r'[,.?!":;]', " ", prompt).split()
