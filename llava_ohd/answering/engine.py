@@ -6,6 +6,7 @@ images in a batch that is filled again as answers end (decoding.py). In float32 
 generation.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,9 @@ def load(
     """
     encoder = model_dir.encoder_of(folder)
     base = model_dir.base_of(folder)
-    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    device, dtype = ("cpu", torch.float32)
+    if torch.cuda.is_available():
+        device, dtype = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.float16
     model: Any = build(base, encoder, feature_layer=folder.config["mm_vision_select_layer"])
     model_dir.load_trained(model, folder)
     model.to(device=device, dtype=dtype)

@@ -4,11 +4,17 @@ While answering, lines are appended to answers.partial.jsonl; at the end answers
 the questions. A run that was killed goes on: a torn last line is dropped, and lines of another model or other settings
 do not count.
 
+Several ranks (torchrun, accelerate launch) share the images out and meet on disk alone: rank R appends to
+answers.partial-R.jsonl, which is answers.done-R.jsonl when its share is whole; rank 0 waits for these and makes the one
+file, the same whatever the number of ranks. If a rank dies the launcher ends the others, and the same command goes on,
+with any number of ranks.
+
 A row: {"question_id", "image", "prompt", "text", "model_id", "metadata": {"run": what it was answered with, ...}}
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +25,11 @@ from llava_ohd.records import Answerer, Question
 __all__ = ["answer_to_file", "recorded"]
 
 _AT_ONCE = 32  # answers appended together
+_LOOK = 0.5  # seconds between looks whether another rank is done
 
 
 def answer_to_file(
-    answerer: Answerer,
+    answerer: Callable[[], Answerer],
     questions: Sequence[Question],
     path: Path,
     *,
@@ -30,38 +37,78 @@ def answer_to_file(
     model_id: str,
     max_new_tokens: int,
     label: str = "answering",
+    rank: int = 0,
+    ranks: int = 1,
 ) -> None:
     """Answers what is not answered yet, and writes the file.
 
     Args:
-        answerer: Answers.
+        answerer: Gives who answers; called where something is left to answer.
         questions: All questions, ids distinct.
         path: `answers.jsonl`.
         run: Digest of everything that decides the answers: model, prompt, decoding.
         model_id: Name of the model in the rows.
         max_new_tokens: Tokens at which an answer is cut.
         label: What the progress bar says.
+        rank: Number of this process; one above 0 returns when its share is whole.
+        ranks: Processes that run this together, each with the same questions.
 
     Raises:
         StorageError: no room, not writable.
         ImageError: an image is missing or truncated; what is answered stays.
     """
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     asked = {question.id: question for question in questions}
-    done = recorded(path, asked, run) | recorded(partial, asked, run)
-    left = [question for question in questions if question.id not in done]
-    progress = Progress(label, len(questions))
-    progress.update(len(done))
+    own = asked if ranks == 1 else {question.id: question for question in _share(questions, rank, ranks)}
+    partial, whole = (_beside(path, f"{state}-{rank}" if rank else state) for state in ("partial", "done"))
+    done = _read(path, own, run)
+    left = [question for question in own.values() if question.id not in done]
     if left:
-        write_jsonl(partial, done.values())  # without torn and foreign lines
+        write_jsonl(partial, (recorded(partial, asked, run) | done).values())  # without torn and foreign lines
+        progress = Progress(label if ranks == 1 else f"{label}, {len(own)} of them on rank 0", len(own))
+        progress.update(len(done))
         with storage_errors(partial), partial.open("a", encoding="utf-8") as file:
-            for rows in _batches(answerer, left, run, model_id, max_new_tokens):
+            for rows in _batches(answerer(), left, run, model_id, max_new_tokens):
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
                 file.flush()
                 done |= {row["question_id"]: row for row in rows}
-                progress.update(len(done))
+                if rank == 0:
+                    progress.update(len(done))
+    if rank:
+        write_jsonl(whole, done.values())
+        partial.unlink(missing_ok=True)
+        return
+    for other in range(1, ranks):
+        done |= _wait(_beside(path, f"done-{other}"), _share(questions, other, ranks), run)
     write_jsonl(path, [done[question.id] for question in questions])
-    partial.unlink(missing_ok=True)
+    for file_beside in _all_beside(path):
+        file_beside.unlink(missing_ok=True)
+
+
+def _share(questions: Sequence[Question], rank: int, ranks: int) -> list[Question]:
+    """Returns the questions of a rank: of every `ranks`-th image all of them, so that each image is seen once."""
+    images = {name: place % ranks for place, name in enumerate(dict.fromkeys(one.image for one in questions))}
+    return [question for question in questions if images[question.image] == rank]
+
+
+def _beside(path: Path, state: str) -> Path:
+    return path.with_name(f"{path.stem}.{state}{path.suffix}")
+
+
+def _all_beside(path: Path) -> list[Path]:
+    return [file for state in ("partial", "done") for file in path.parent.glob(f"{path.stem}.{state}*{path.suffix}")]
+
+
+def _read(path: Path, asked: dict[str, Question], run: str) -> dict[str, dict[str, Any]]:
+    """Returns what is answered, in the file or in what any number of ranks left beside it."""
+    return {name: row for file in [*_all_beside(path), path] for name, row in recorded(file, asked, run).items()}
+
+
+def _wait(file: Path, share: Sequence[Question], run: str) -> dict[str, dict[str, Any]]:
+    """Returns the answers of another rank when it has all of them."""
+    asked = {question.id: question for question in share}
+    while len(rows := recorded(file, asked, run)) < len(asked):
+        time.sleep(_LOOK)
+    return rows
 
 
 def _batches(
@@ -85,10 +132,12 @@ def recorded(path: Path, asked: dict[str, Question], run: str) -> dict[str, dict
 
     Lines that are torn, of another run, or of another question under the same id are left out.
     """
-    if not path.is_file():
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:  # maybe another rank has just renamed it
         return {}
     rows = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines:
         try:
             row = json.loads(line)
             question = asked[row["question_id"]]

@@ -1,7 +1,9 @@
 """From the name of an encoder to a complete answers file: what every eval that asks a LLaVA model begins with."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,12 @@ from llava_ohd.errors import DataFormatError, ImageError, ModelFormatError
 from llava_ohd.files import sha256_file, sha256_json
 from llava_ohd.home import from_home
 from llava_ohd.records import Question
+from llava_ohd.training.launch import said_once
 
 __all__ = ["Session", "ask", "ask_server"]
 
 if TYPE_CHECKING:
+    from llava_ohd.answering.engine import LlavaAnswerer
     from llava_ohd.ohd_caps.endpoint import EndpointConfig
 
 _ENGINE = 1  # goes up when the same model would answer otherwise
@@ -49,6 +53,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
         questions: With distinct ids.
         path: `answers.jsonl`.
         suffix: Appended to every prompt.
+
+    Several ranks that a launcher has started share the images out; those above 0 end here.
 
     Returns:
         `encoder` and `model` for `write_results`; `model` has `swapped` where its encoder was exchanged after training,
@@ -87,28 +93,36 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
         decoding["probabilities"] = True
     pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
     run = sha256_json({"model": folder.digest, "images": pictures} | decoding)
-    missing = len(recorded(path, {question.id: question for question in asked}, run)) < len(asked)
-    if missing or session.verify:
+
+    @cache
+    def answerer() -> "LlavaAnswerer":
         from llava_ohd.answering.engine import load
 
-        answerer, _ = load(folder, session.images, probabilities=session.probabilities)
-    if missing:
-        answer_to_file(
-            answerer,
-            asked,
-            path,
-            run=run,
-            model_id=folder.path.name,
-            max_new_tokens=session.max_new_tokens,
-            label=f"answering {len(asked)} questions",
-        )
+        return load(folder, session.images, probabilities=session.probabilities)[0]
+
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
+        with said_once():
+            answer_to_file(
+                answerer,
+                asked,
+                path,
+                run=run,
+                model_id=folder.path.name,
+                max_new_tokens=session.max_new_tokens,
+                label=f"answering {len(asked)} questions",
+                rank=rank,
+                ranks=ranks,
+            )
+    if rank:
+        raise SystemExit(0)  # rank 0 scores
     model_record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
     if folder.swapped:
         model_record["swapped"] = {key: folder.swapped[key] for key in ("trained_on", "projector")}
     if session.verify:
         from llava_ohd.answering.verifying import verify
 
-        model_record["verified"] = verify(answerer, asked, path, session.verify, session.max_new_tokens)
+        model_record["verified"] = verify(answerer(), asked, path, session.verify, session.max_new_tokens)
     return {"encoder": {"name": session.encoder, "digest": encoder.digest}, "model": model_record}
 
 
@@ -147,7 +161,7 @@ def ask_server(
     pictures = {name: _picture_sha256(images / name) for name in sorted({q.image for q in asked})}
     who = {"server": server.url, "model": server.model}
     answer_to_file(
-        ServerAnswerer(server, images, path.with_name("replies.jsonl")),
+        lambda: ServerAnswerer(server, images, path.with_name("replies.jsonl")),
         asked,
         path,
         run=sha256_json({"images": pictures, "max_new_tokens": max_new_tokens, "sampling": server.sampling} | who),

@@ -1,8 +1,10 @@
 """eval/pope.py and eval/chair.py on a tiny model: answered, scored, never answered twice; wrong models refused."""
 
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,3 +185,20 @@ def test_wrong_encoders_models_and_images_are_refused(
         assert f"error: {message}" in capsys.readouterr().err
     assert not (tmp_path / "out/results.json").exists()
     assert not (tmp_path / "out/answers.jsonl").exists()
+
+
+def test_two_ranks_write_the_file_of_one(world: Path, tmp_path: Path) -> None:
+    """The launcher shares the two images out; rank 0 alone scores and speaks."""
+    root, environment = EVAL.parent, os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EVAL.parent)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, before in (("one", [sys.executable]), ("two", launch)):
+        command = [*before, str(EVAL / "pope.py"), "--max_new_tokens", "4", "--out", str(tmp_path / name)]
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("results: ") == 1
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert (two / "answers.jsonl").read_bytes() == (one / "answers.jsonl").read_bytes()
+    assert (two / "results.json").read_bytes() == (one / "results.json").read_bytes()
+    assert sorted(file.name for file in two.iterdir()) == sorted(file.name for file in one.iterdir())

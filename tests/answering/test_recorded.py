@@ -1,6 +1,7 @@
 """answers.jsonl after a kill, a torn line, another model."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Echo:
 
 
 def ask(answerer: Echo, path: Path, run: str = "run") -> None:
-    answer_to_file(answerer, QUESTIONS, path, run=run, model_id="llava", max_new_tokens=3)
+    answer_to_file(lambda: answerer, QUESTIONS, path, run=run, model_id="llava", max_new_tokens=3)
 
 
 def test_a_whole_file_in_the_order_of_the_questions(tmp_path: Path) -> None:
@@ -92,3 +93,53 @@ def test_foreign_lines_do_not_count(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(lines))
     assert recorded(path, asked, "run") == {"random/1": good}
+
+
+def rank_asks(answerer: Echo, path: Path, rank: int, ranks: int) -> None:
+    more = {"model_id": "llava", "max_new_tokens": 3, "rank": rank, "ranks": ranks}
+    answer_to_file(lambda: answerer, QUESTIONS, path, run="run", **more)  # type: ignore[arg-type]
+
+
+def test_ranks_share_the_images_and_make_the_file_of_one(tmp_path: Path) -> None:
+    ask(Echo(), tmp_path / "one/answers.jsonl")
+    path, answerers = tmp_path / "three/answers.jsonl", [Echo(), Echo(), Echo()]
+    for rank in (2, 1, 0):
+        rank_asks(answerers[rank], path, rank, 3)
+    assert path.read_bytes() == (tmp_path / "one/answers.jsonl").read_bytes()
+    assert [file.name for file in path.parent.iterdir()] == ["answers.jsonl"]
+    by_image = Counter(question.image for question in QUESTIONS)
+    expected = [sum(by_image[f"{image}.png"] for image in range(rank, 7, 3)) for rank in range(3)]
+    assert [answerer.asked for answerer in answerers] == expected
+
+
+def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_ohd.answering.recorded._AT_ONCE", 8)
+    path = tmp_path / "answers.jsonl"
+    rank_asks(Echo(), path, 1, 3)
+    for rank in (2, 0):
+        with pytest.raises(KeyboardInterrupt):
+            rank_asks(Echo(stop=20), path, rank, 3)
+    kept = sum(len(file.read_text().splitlines()) for file in tmp_path.iterdir())
+    assert kept == 29 + 16 + 16
+    rest = [Echo(), Echo()]
+    for rank in (1, 0):
+        rank_asks(rest[rank], path, rank, 2)
+    assert sum(answerer.asked for answerer in rest) == 100 - kept
+    ask(Echo(), tmp_path / "one/answers.jsonl")
+    assert path.read_bytes() == (tmp_path / "one/answers.jsonl").read_bytes()
+
+
+def test_rank_0_waits_for_the_share_of_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rank left behind under another number of ranks is no share; it is waited for."""
+    path, looks = tmp_path / "answers.jsonl", []
+    rank_asks(Echo(), path, 1, 3)
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            rank_asks(Echo(), path, 1, 2)
+
+    monkeypatch.setattr("llava_ohd.answering.recorded.time.sleep", look)
+    rank_asks(Echo(), path, 0, 2)
+    assert len(looks) == 3
+    assert len(path.read_text().splitlines()) == 100
