@@ -74,7 +74,7 @@ def answer_to_file(
                 if rank == 0:
                     progress.update(len(done))
     if rank:
-        write_jsonl(whole, done.values())
+        write_jsonl(whole, (recorded(whole, asked, run) | done).values())  # maybe of another number of ranks
         partial.unlink(missing_ok=True)
         return
     for other in range(1, ranks):
