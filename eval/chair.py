@@ -16,6 +16,7 @@ Cost:     half a minute on the embedded world; scoring alone needs no torch and 
 import argparse
 from pathlib import Path
 
+from llava_ohd.answering.options import add_flags, ask_with
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import chair, chair_run
 from llava_ohd.evals.chair_protocol import Protocol
@@ -27,14 +28,11 @@ def parse() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out")
-    add("--model", type=Path, help="LLaVA model folder (default: the one registered for the encoder)")
+    add_flags(parser, max_new_tokens=64)
     add("--set", help="world, coco, a file of objects, or a folder (default: world; with --captions by rule)")
     add("--split", default="test", help="of annotations/{instances,captions}_SPLIT.json")
-    add("--images", type=Path, help="folder of the images (default: images/ of the set)")
     add("--limit", type=int, default=500, help="number of images that a model describes, the first ones")
     add("--prompt", default="Describe this image.", help="what is asked about every image")
-    add("--max_new_tokens", type=int, default=64, help="tokens at which a model's caption is cut")
     add("--captions", "--answers", type=Path, metavar="FILE", help="score these captions instead of making them")
     add("--rule", choices=list(chair.RULES), help="how objects are found (default: exact; coco: pattern)")
     add("--all-rules", action="store_true", help="print what the other rules say of the same captions")
@@ -44,7 +42,6 @@ def parse() -> argparse.Namespace:
     add("--max_tokens", type=int, help="cut captions that are there at this many tokens (protocols: 64, 512)")
     add("--tokenizer", type=Path, help="SentencePiece file that counts them (default: Llama's, under $LLAVA_OHD_DATA)")
     add("--drop_unfinished", action="store_true", help="drop what follows the last full stop, as 64-token papers do")
-    add("--verify", type=int, default=0, metavar="N", help="also answer N one by one with transformers, and compare")
     add("--out", type=Path, help="default: eval/ENCODER/chair in the home folder; with --captions FILE, FILE_scored/")
     return parser.parse_args()
 
@@ -62,12 +59,8 @@ def main() -> None:
         out = given.out or beside or evaluation_folder(given.encoder, "chair", given.set not in (None, "world"))
         asked, source = {}, {}  # how captions of others came about is not known
         if given.captions is None:
-            from llava_ohd.answering.session import Session, ask
-
             questions = [Question(*row, given.prompt) for row in data.images()[: given.limit]]
-            images = given.images or data.folder / "images"
-            session = Session(given.encoder, given.model, images, given.max_new_tokens, given.verify)
-            source = ask(session, questions, out / "answers.jsonl")
+            source = ask_with(given, data.folder / "images", questions, out)
             asked = {"prompt": given.prompt, "max_new_tokens": given.max_new_tokens}
         protocol = Protocol(given.image_list, given.max_tokens, given.tokenizer, given.drop_unfinished)
         said = chair.read_captions(given.captions or out / "answers.jsonl")

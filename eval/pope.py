@@ -12,13 +12,14 @@ Inputs:   --encoder ours|openai|NAME|PATH (its LLaVA model, or --model); --set N
           --answers FILE ... scores only: ours, LLaVA's, POPE's or OHD-Caps' form, one file or one per split.
 Outputs:  OUT/answers.jsonl (of a model), OUT/results.json.
 Command:  python eval/pope.py --encoder ours
-Cost:     half a minute on the embedded world; scoring alone needs no torch and a second.
+Cost:     ten seconds on the embedded world; scoring alone needs no torch and a second. torchrun shares it over ranks.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from llava_ohd.answering.options import add_flags, ask_with
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import pope, pope_sets
 from llava_ohd.evals.answers import read_answers
@@ -30,18 +31,14 @@ def parse() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--encoder", default="ours", help="name or folder of the encoder (default: ours); a folder needs --out")
-    add("--model", type=Path, help="LLaVA model folder (default: the one registered for the encoder)")
+    add_flags(parser, max_new_tokens=32)
     add("--set", default="world", help=f"{', '.join(pope_sets.SETS)}, or a folder with pope/, images/ (default: world)")
     add("--prefix", default="", help="how the question files begin, where pope/ holds several sets")
-    add("--images", type=Path, help="folder of the images (default: images/ of the set)")
     add("--suffix", action="store_true", help="append LLaVA's demand for a single word or phrase")
     add("--rule", choices=sorted(pope.RULES), default="official", help="how answers are read (default: official)")
     add("--all-rules", action="store_true", help="score by the other rules too, and print them side by side")
     add("--partial", action="store_true", help="RePOPE from answers to coco-2910, which lack 87 of its questions")
     add("--answers", type=Path, nargs="+", metavar="FILE", help="score these answers instead of answering")
-    add("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
-    add("--verify", type=int, default=0, metavar="N", help="also answer N one by one with transformers, and compare")
     add("--probabilities", action="store_true", help="keep those of yes and no with each answer")
     add("--out", type=Path, help="default: eval/ENCODER/pope in the home folder; with --answers FILE, FILE_scored/")
     return parser.parse_args()
@@ -61,11 +58,8 @@ def main() -> None:
         source: dict[str, Any] = {}
         asked: dict[str, Any] = {}  # how answers of others came about is not known
         if given.answers is None:
-            from llava_ohd.answering.session import Session, ask
-
-            how = (given.max_new_tokens, given.verify, given.probabilities)
-            session = Session(given.encoder, given.model, given.images or folder / "images", *how)
-            source = ask(session, questions, out / "answers.jsonl", pope.SUFFIX if given.suffix else "")
+            suffix = pope.SUFFIX if given.suffix else ""
+            source = ask_with(given, folder / "images", questions, out, suffix)
             asked = {"suffix": given.suffix, "max_new_tokens": given.max_new_tokens}
         rows = [row for file in given.answers or [out / "answers.jsonl"] for row in read_answers(file)]
         scored = pope.evaluate(questions, rows, given.set, given.rule, given.all_rules, given.partial)

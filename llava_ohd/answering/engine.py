@@ -22,6 +22,7 @@ from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.conversation import IGNORE, IMAGE, IMAGE_TOKEN, encode, encode_question
 from llava_ohd.llava15.dataset import Pixels
 from llava_ohd.llava15.model import build, image_tokens
+from llava_ohd.llava15.quantization import Quantization, quantize
 from llava_ohd.llava15.tokenizer import load_tokenizer
 from llava_ohd.records import Answer, Question
 
@@ -164,7 +165,12 @@ def _first_tokens(tokenizer: Any) -> dict[str, set[int]]:
 
 
 def load(
-    folder: model_dir.ModelDir, images: Path, *, batch_size: int | None = None, probabilities: bool = False
+    folder: model_dir.ModelDir,
+    images: Path,
+    *,
+    batch_size: int | None = None,
+    probabilities: bool = False,
+    bits: int = 16,
 ) -> tuple[LlavaAnswerer, tower.Encoder]:
     """Loads a model folder: base language model, encoder, projector, and the adapter merged into the weights.
 
@@ -175,6 +181,7 @@ def load(
         images: Folder that image names are relative to.
         batch_size: Questions per forward pass, at most.
         probabilities: As for `LlavaAnswerer`.
+        bits: 8 or 4 quantise the language model's layers, with the adapter in them; tower, projector, head stay.
 
     Returns:
         The answerer, and the encoder inside.
@@ -182,6 +189,7 @@ def load(
     Raises:
         ModelFormatError: the base language model is another than in training, or a file does not fit.
         EncoderFormatError, EncoderNotFound: the encoder is another than in training, or gone.
+        MissingDependency: `bits`, and bitsandbytes is not installed.
     """
     encoder = model_dir.encoder_of(folder)
     base = model_dir.base_of(folder)
@@ -190,7 +198,10 @@ def load(
         device, dtype = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.float16
     model: Any = build(base, encoder, feature_layer=folder.config["mm_vision_select_layer"])
     model_dir.load_trained(model, folder)
-    model.to(device=device, dtype=dtype)
+    model.to(dtype=dtype)
+    if bits != 16:
+        quantize(model, Quantization(bits))
+    model.to(device)
     pad = folder.config["image_aspect_ratio"] == "pad"
     pixels = Pixels(images, tower.load_processor(encoder.path), pad, count=None)
     tokenizer = load_tokenizer(base)

@@ -35,6 +35,8 @@ class Session:
         max_new_tokens: Tokens at which an answer is cut.
         verify: So many questions are also answered one by one with transformers' `generate`.
         probabilities: Keep with each answer the probabilities of yes and no at its first token.
+        bits: Of the language model's layers: 16 (as they are), 8 or 4. An adapter is merged before.
+        batch_size: Questions per forward pass, at most; None: 64.
     """
 
     encoder: str
@@ -43,6 +45,8 @@ class Session:
     max_new_tokens: int
     verify: int = 0
     probabilities: bool = False
+    bits: int = 16
+    batch_size: int | None = None
 
 
 def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str = "") -> dict[str, dict[str, Any]]:
@@ -57,8 +61,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     Several ranks that a launcher has started share the images out; those above 0 end here.
 
     Returns:
-        `encoder` and `model` for `write_results`; `model` has `swapped` where its encoder was exchanged after training,
-        and `verified` where questions were: `questions`, `differing`, `dtype`.
+        `encoder` and `model` for `write_results`; `model` has `bits` where it is quantised, `swapped` where its encoder
+        was exchanged after training, and `verified` where questions were: `questions`, `differing`, `dtype`.
 
     Raises:
         EncoderNotFound, ModelNotFound: no such encoder, or no model for it.
@@ -91,6 +95,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     decoding: dict[str, Any] = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
     if session.probabilities:
         decoding["probabilities"] = True
+    if session.bits != 16:
+        decoding["bits"] = session.bits
     pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
     run = sha256_json({"model": folder.digest, "images": pictures} | decoding)
 
@@ -98,7 +104,12 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     def answerer() -> "LlavaAnswerer":
         from llava_ohd.answering.engine import load
 
-        return load(folder, session.images, probabilities=session.probabilities)[0]
+        how: dict[str, Any] = {
+            "batch_size": session.batch_size,
+            "probabilities": session.probabilities,
+            "bits": session.bits,
+        }
+        return load(folder, session.images, **how)[0]
 
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
@@ -117,6 +128,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     if rank:
         raise SystemExit(0)  # rank 0 scores
     model_record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
+    if session.bits != 16:
+        model_record["bits"] = session.bits
     if folder.swapped:
         model_record["swapped"] = {key: folder.swapped[key] for key in ("trained_on", "projector")}
     if session.verify:

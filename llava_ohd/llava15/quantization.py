@@ -16,9 +16,11 @@ from torch import nn
 from llava_ohd.errors import MissingDependency, ModelFormatError
 from llava_ohd.llava15.weight_names import LANGUAGE_LINEARS
 
-__all__ = ["Quantization", "check_quantized"]
+__all__ = ["Quantization", "check_quantized", "quantize"]
 
 _CLASSES = ("Linear4bit", "Linear8bitLt")
+_BLOCK = 64  # weights that share a scale with 4 bits; bitsandbytes 0.50.2 takes the wrong ones for other widths
+_OUTLIERS = 6.0  # inputs above it are not quantised with 8 bits; transformers' default, and that of LLM.int8
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,27 @@ class Quantization:
     quant_type: str = "nf4"
     double_quant: bool = True
 
+    def library(self) -> Any:
+        """Returns bitsandbytes.
+
+        Raises:
+            MissingDependency: it is not installed.
+        """
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise MissingDependency(
+                f"--bits {self.bits} needs bitsandbytes ({error}); install it: pip install 'llava_ohd[quant]'"
+            ) from None
+        return bitsandbytes
+
     def config(self, dtype: torch.dtype) -> Any:
         """Returns the `BitsAndBytesConfig` for a language model that computes in `dtype`.
 
         Raises:
             MissingDependency: bitsandbytes is not installed.
         """
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise MissingDependency(
-                f"--bits {self.bits} needs bitsandbytes ({error}); install it: pip install 'llava_ohd[quant]'"
-            ) from None
+        self.library()
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(
@@ -57,6 +68,45 @@ class Quantization:
             bnb_4bit_quant_type=self.quant_type,
             bnb_4bit_use_double_quant=self.double_quant,
         )
+
+
+def quantize(model: nn.Module, quantization: Quantization) -> None:
+    """Quantises the language model of a LLaVA that has its weights, where it is: on the device it is moved to later.
+
+    Raises:
+        MissingDependency: bitsandbytes is not installed.
+        ModelFormatError: something else than the language model's layers would be quantised, or the layers are of a
+            width that bitsandbytes gets wrong on a CPU.
+    """
+    library = quantization.library()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and re.fullmatch(LANGUAGE_LINEARS, name):
+            if quantization.bits == 4 and module.in_features % _BLOCK:
+                raise ModelFormatError(
+                    f"{name} has {module.in_features} inputs; with 4 bits bitsandbytes rounds layers wrongly on a CPU "
+                    f"unless that is a multiple of {_BLOCK}; give --bits 8 or 16"
+                )
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, _quantized(library, module, quantization))
+    check_quantized(model)
+
+
+def _quantized(library: Any, linear: nn.Linear, quantization: Quantization) -> nn.Module:
+    """Returns a layer of bitsandbytes with the weights of a plain one; it quantises them when it is moved."""
+    sizes = (linear.in_features, linear.out_features)
+    made: Any
+    if quantization.bits == 8:
+        made = library.nn.Linear8bitLt(
+            *sizes, bias=linear.bias is not None, has_fp16_weights=False, threshold=_OUTLIERS
+        )
+        made.weight = library.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    else:
+        how = {"compress_statistics": quantization.double_quant, "quant_type": quantization.quant_type}
+        made = library.nn.Linear4bit(*sizes, bias=linear.bias is not None, compute_dtype=linear.weight.dtype, **how)
+        made.weight = library.nn.Params4bit(linear.weight.data, requires_grad=False, **how)
+    if linear.bias is not None:
+        made.bias = linear.bias
+    return made
 
 
 def check_quantized(model: nn.Module) -> None:
