@@ -8,8 +8,9 @@ Command: python benchmarks/scoring.py --data DIR
 Cost:    half a minute.
 
 POPE: 9,000 answers to COCO's three splits, in LLaVA's form. AMBER: 15,220 responses, 1,004 of them descriptions (needs
-NLTK and its data). A further evaluation is one function that writes its answers and returns a `Job`: CHAIR on 5,000
-captions, 10 seconds, comes with its rules.
+NLTK and its data). CHAIR: 5,000 captions of COCO's images of 2014 by each published rule (wordnet needs NLTK and its
+data); no official script beside it, it asks for COCO's own annotation files. A further evaluation is one function that
+writes its answers and returns a `Job`.
 """
 
 import argparse
@@ -24,15 +25,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava_ohd.evals import amber, pope_sets
+from llava_ohd.evals import amber, chair_data, pope_sets
 from llava_ohd.evals.pope_answers import SUFFIX
 from llava_ohd.files import write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 _FIRST_ID = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
+_CAPTIONS = 5_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Job:
         rows: Answers.
         target: Seconds.
         ours: Command.
-        official: Command of the official script, without the interpreter.
+        official: Command of the official script, without the interpreter; empty if none is run.
         repository: Folder of --originals that it is run in.
     """
 
@@ -96,7 +99,27 @@ def _amber(data: Path, folder: Path) -> Job:
     return Job(len(responses), 10.0, [*ours, "--out", str(folder / "out")], official, "AMBER")
 
 
-JOBS: dict[str, Callable[[Path, Path], Job]] = {"pope": _pope, "amber": _amber}
+def _chair(data: Path, folder: Path, rule: str) -> Job:
+    place = data / "chair"
+    vocabulary = chair_data.read_synonyms(place / "synonyms.txt")
+    truth = chair_data.read_objects(place / "coco2014_gt_objects.json", vocabulary)
+    names, captions = sorted(set(vocabulary.node.values())), []
+    for number, image in enumerate(sorted(truth, key=int)[:_CAPTIONS]):
+        seen = sorted(truth[image])
+        said = [*seen, names[number % len(names)]] if number % 3 else seen  # two of three may name one too many
+        places = " ".join(f"There is a {word} near the left side of the scene, in bright light." for word in said)
+        captions.append({"image_id": int(image), "caption": f"The image shows a calm place. {places}"})
+    write_jsonl(folder / "captions.jsonl", captions)
+    ours = ["eval/chair.py", "--set", "coco", "--captions", str(folder / "captions.jsonl"), "--rule", rule]
+    return Job(len(captions), 10.0, [*ours, "--out", str(folder / "out")], [], "")
+
+
+JOBS: dict[str, Callable[[Path, Path], Job]] = {
+    "pope": _pope,
+    "amber": _amber,
+    "chair_pattern": partial(_chair, rule="pattern"),
+    "chair_wordnet": partial(_chair, rule="wordnet"),
+}
 
 
 def _timed(command: list[str], folder: Path, data: Path, repeats: int) -> dict[str, Any]:
@@ -129,7 +152,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             job = prepare(data, Path(temporary))
             row = {"rows": job.rows, "target": job.target, "ours": _timed(job.ours, ROOT, data, given.repeats)}
-            checkout = given.originals and (given.originals / job.repository).resolve()
+            checkout = job.official and given.originals and (given.originals / job.repository).resolve()
             row["official"] = _timed(job.official, checkout, data, given.repeats) if checkout else None
             record["jobs"][name] = row
             print(f"{name}: {json.dumps(row)}")

@@ -55,8 +55,7 @@ def main() -> None:
         folder, questions = pope_sets.locate(given.set), pope_sets.read_set(given.set, given.prefix)
         beside = given.answers[0].with_name(f"{given.answers[0].stem}_scored") if given.answers else None
         out = given.out or beside or evaluation_folder(given.encoder, "pope", given.set != "world")
-        source: dict[str, Any] = {}
-        asked: dict[str, Any] = {}  # how answers of others came about is not known
+        source, asked = dict[str, Any](), dict[str, Any]()  # how answers of others came about is not known
         if given.answers is None:
             suffix = pope.SUFFIX if given.suffix else ""
             source = ask_with(given, folder / "images", questions, out, suffix)
@@ -65,8 +64,7 @@ def main() -> None:
         scored = pope.evaluate(questions, rows, given.set, given.rule, given.all_rules, given.partial)
         source |= {"data_set": given.set if given.set in pope_sets.SETS else from_home(folder), "evaluation": "pope"}
         source |= {"settings": {"prefix": given.prefix} | asked, "rule": str(pope.RULES[given.rule])}
-        n, complete = len(scored.answers), scored.complete
-        write_results(out / "results.json", scored.metrics, n=n, complete=complete, **source)
+        write_results(out / "results.json", scored.metrics, n=len(scored.answers), complete=scored.complete, **source)
         print(f"POPE, {', '.join(map(str, given.answers or [given.encoder]))}, {given.set}, rule {given.rule}")
         print(scored)
         print(f"results: {out / 'results.json'}")

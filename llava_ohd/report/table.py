@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-__all__ = ["LEVEL", "Row", "estimate", "findings", "headline", "legend", "markdown", "plain", "rows"]
+__all__ = ["HEAD", "LEVEL", "Row", "estimate", "findings", "headline", "legend", "markdown", "plain", "rows"]
 
 LEVEL = 0.05
 _LEAD = (
@@ -15,7 +15,7 @@ _LEAD = (
     ("chair", "chair_s"),
     ("zero_shot", "accuracy"),
 )
-_HEAD = ("benchmark", "metric", "stock", "ours", "ours − stock", "p", "p (Holm)", "by seed; McNemar")
+HEAD = ("benchmark", "metric", "stock", "ours", "ours − stock", "p", "p (Holm)", "by seed; McNemar")
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def _chosen(record: dict[str, Any], everything: bool) -> list[tuple[str, ...]]:
 
 def plain(record: dict[str, Any], *, everything: bool = False) -> str:
     """Formats the headline metrics, or all, as a table for a terminal."""
-    table = [_HEAD, *_chosen(record, everything)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(_HEAD))]
+    table = [HEAD, *_chosen(record, everything)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     return "\n".join([lines[0], "─" * sum(widths), *lines[1:]])
 
@@ -154,7 +154,7 @@ def markdown(record: dict[str, Any]) -> str:
     for title, everything in (("Headline metrics", False), ("All metrics", True)):
         lines = [" | ".join(row) for row in _chosen(record, everything)]
         parts.append(f"\n## {title}\n")
-        parts += [f"| {line} |" for line in (" | ".join(_HEAD), " | ".join("---" for _ in _HEAD), *lines)]
+        parts += [f"| {line} |" for line in (" | ".join(HEAD), " | ".join("---" for _ in HEAD), *lines)]
     parts += ["", *(f"Missing: {text}" for text in record["missing"]), legend(record)]
     return "\n".join(parts) + "\n"
 
