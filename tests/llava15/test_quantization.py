@@ -49,5 +49,5 @@ def test_the_layers_of_the_language_model_and_nothing_else(bits: int, lost: floa
 
 
 def test_a_width_that_is_rounded_wrongly_on_a_cpu_is_refused() -> None:
-    with pytest.raises(ModelFormatError, match="has 160 inputs; with 4 bits .* give --bits 8 or 16"):
+    with pytest.raises(ModelFormatError, match=r"has 160 inputs; with 4 bits .* give --bits 8 or 16"):
         quantize(model(160), Quantization(4))
