@@ -3,8 +3,8 @@
 Inputs   per side one folder per seed, as the evaluations write them:
          pope/ and chair/ with answers.jsonl and results.json, ohd_caps/ and
          zero_shot/ with predictions.jsonl and results.json; what is missing is said. Labels come from the data folder.
-Outputs  OUT/results.json (every number), OUT/table.md, OUT/table.tex, OUT/report.html (one file,
-         nothing is loaded from elsewhere).
+Outputs  OUT/results.json (every number), OUT/table.md and .tex, OUT/breakdown.md (by object and by what is beside it),
+         OUT/report.html (one file, nothing is loaded from elsewhere).
 Refuses  other rules, sets, settings, images; incomplete runs; metrics that do not follow from the answers beside them.
 
     python scripts/compare.py --ours runs/eval/ours --stock runs/eval/openai --out runs/compare
@@ -48,7 +48,7 @@ def main() -> None:
     """Compares, prints the table, writes the files."""
     options = parse()
     with exit_on_error():
-        from llava_ohd.report import benchmarks, comparison, gallery, latex, page, table
+        from llava_ohd.report import benchmarks, breakdown, comparison, gallery, latex, page, table
 
         if same := {a.resolve() for a in options.ours} & {b.resolve() for b in options.stock}:
             raise DataFormatError(f"{min(same)} is given on both sides; give the folder of another encoder as --stock")
@@ -56,6 +56,7 @@ def main() -> None:
         pairs = comparison.read_pairs(options.ours, options.stock, truth)
         record = comparison.compare(pairs, resamples=options.resamples)
         record["flips"] = gallery.count_flips(pairs, truth)
+        record["breakdown"] = breakdown.breakdown(pairs, truth)
         extras = page.Extras(
             gallery=gallery.cards(pairs, truth, options.images or options.data / "images"),
             curves=page.read_curves(options.curves),
@@ -63,6 +64,7 @@ def main() -> None:
         )
         write_json(options.out / "results.json", record)
         write_text(options.out / "table.md", table.markdown(record))
+        write_text(options.out / "breakdown.md", breakdown.markdown(record["breakdown"]))
         write_text(options.out / "table.tex", latex.latex(record))
         page.write_page(options.out / "report.html", record, extras)
         print(table.plain(record), end="\n\n")

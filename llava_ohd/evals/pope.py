@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from llava_ohd.errors import AnswersMismatch, LlavaOhdError
 from llava_ohd.evals.answers import mismatch
 from llava_ohd.evals.pope_answers import SUFFIX, answers_for, bare, match
+from llava_ohd.evals.pope_questions import object_of
 from llava_ohd.evals.pope_sets import SETS, SPLITS, PopeQuestion, read_questions, read_set
 from llava_ohd.evals.yes_no import RULES, Confusion, Rule, confusion, strict
 from llava_ohd.evals.yes_no import official as says_yes
@@ -35,6 +36,7 @@ __all__ = [
     "answers_for",
     "confusion",
     "evaluate",
+    "object_of",
     "read_questions",
     "says_yes",
     "score",

@@ -10,6 +10,7 @@ Source: AoiDragon/POPE main.py, utils.py @ 08d957b (MIT); arXiv 2305.10355, sect
 """
 
 import random
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "build_questions",
     "co_occurrence",
     "frequency",
+    "object_of",
     "question_text",
     "read_coco_objects",
     "write_questions",
@@ -159,6 +161,15 @@ def absent_objects(image: ImageObjects, positives: Sequence[str], strategy: str,
         history = [*positives[:position], *chosen]
         chosen.append(sampler.absent(image.objects, positive, strategy, history))
     return chosen
+
+
+def object_of(question: str) -> str:
+    """Returns the object that a question in the template asks for, also in the original's ("imange", with a suffix).
+
+    A question in other words is returned as it is.
+    """
+    found = re.match(r"is there an? (.+?) in the im\w+\?", question.strip(), re.IGNORECASE)
+    return found[1] if found else question
 
 
 def question_text(name: str) -> str:

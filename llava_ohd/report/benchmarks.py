@@ -57,6 +57,7 @@ class Run:
         counts: Whole numbers per image, (I, K).
         right: For metrics that are a share of right items: which items are right, by item id.
         answers: The text per question or image, for the gallery.
+        invented: Objects that the model says are in an image and are not, by image, where there are any.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Run:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     right: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     answers: Mapping[str, str] = field(default_factory=dict)
+    invented: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,14 +191,18 @@ def read_pope(folder: Path, truth: Truth) -> Run:
     rows = {image: row for row, image in enumerate(dict.fromkeys(q.image for q in truth.questions))}
     counts = np.zeros((len(rows), len(pope.SPLITS) * len(_POPE_COUNTS)), np.int64)
     right: dict[str, dict[str, bool]] = {}
+    invented: dict[str, set[str]] = {}
     for question, text in zip(truth.questions, texts, strict=True):
         outcome = rule.outcome(text, question.label)
+        if outcome == "fp":
+            invented.setdefault(question.image, set()).add(pope.object_of(question.prompt))
         if outcome is not None:
             place = pope.SPLITS.index(question.split) * len(_POPE_COUNTS) + _POPE_COUNTS.index(outcome)
             counts[rows[question.image], place] += 1
         right.setdefault(f"{question.split}/accuracy", {})[question.id] = outcome in ("tp", "tn")
     ids = (question.id for question in truth.questions)
-    return Run(folder, record, tuple(rows), counts, right, dict(zip(ids, texts, strict=True)))
+    said = {image: frozenset(names) for image, names in invented.items()}
+    return Run(folder, record, tuple(rows), counts, right, dict(zip(ids, texts, strict=True)), said)
 
 
 def read_chair(folder: Path, truth: Truth) -> Run:
@@ -222,7 +228,8 @@ def read_chair(folder: Path, truth: Truth) -> Run:
     ]
     right = {"chair_s": {row.image: not row.hallucinated for row in rows}}
     texts = {caption.image: caption.text for caption in captions}
-    return Run(folder, record, tuple(row.image for row in rows), np.array(counts, np.int64), right, texts)
+    said = {row.image: frozenset(row.hallucinated) for row in rows if row.hallucinated}
+    return Run(folder, record, tuple(row.image for row in rows), np.array(counts, np.int64), right, texts, said)
 
 
 def read_predictions(folder: Path, truth: Truth) -> Run:
