@@ -46,10 +46,10 @@ def main() -> None:
         from llava_ohd.ohd_caps.vocabulary import PHOTO_VOCABULARY
 
         encoder = tower.check(tower.resolve(given.encoder))
+        scorer = make_scorer(given.scorer, PHOTO_VOCABULARY)
         read, excluded = read_all(given.data)
         items = existing(read, given.images, given.limit_to_existing)
         images = Images(given.images, image_names(items), tower.load_processor(encoder.path))
-        scorer = make_scorer(given.scorer, PHOTO_VOCABULARY)
         model, tokenizer = tower.load(encoder.path), tower.load_tokenizer(encoder.path)
         scores = score(model, tokenizer, images, items, given.seed, scorer)
         write_jsonl(given.out / "predictions.jsonl", predictions(scores))

@@ -69,9 +69,9 @@ def measure(given: Measurement, rows: Sequence[OhdRow], controls: Mapping[str, f
         The metrics, those of the controls as `control_NAME`.
     """
     encoder = tower.check(tower.resolve(given.encoder))
+    scorer = make_scorer(given.scorer, _vocabulary(rows))
     images = Images(given.images, image_names(rows), tower.load_processor(encoder.path))
     model, tokenizer = tower.load(encoder.path), tower.load_tokenizer(encoder.path)
-    scorer = make_scorer(given.scorer, _vocabulary(rows))
     scores = score(model, tokenizer, images, rows, given.seed, scorer)
     found = metrics(scores)
     found += [Metric(f"control_{name}", value, len(rows), "none") for name, value in controls.items()]
