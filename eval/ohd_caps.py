@@ -76,7 +76,9 @@ def main() -> None:
             images = images if images.is_dir() else given.images
             asked = Measurement(given.encoder, images, given.data, fitting.source, given.seed, given.scorer)
             found = measure(asked, part, controls[name], folder)
-            print(f"OHD-Caps {name}, encoder {given.encoder}, scorer {given.scorer}, {len(part):,} rows of {given.data}")
+            print(
+                f"OHD-Caps {name}, encoder {given.encoder}, scorer {given.scorer}, {len(part):,} rows of {given.data}"
+            )
             print(table(found, fitting.source), f"results: {folder / 'results.json'}", sep="\n")
 
 

@@ -1,7 +1,7 @@
 """How a caption is compared with an image: as a whole, object by object, or in every order of its objects.
 
-CLIP's text tower favours the object that is named first, and forgives a wrong one that is named late. Two ways around it,
-both without training, at the price of more texts to encode:
+CLIP's text tower favours the object that is named first, and forgives a wrong one that is named late. Two ways around
+it, both without training, at the price of more texts to encode:
 
 | scorer | texts per caption | score |
 |---|---|---|
@@ -13,13 +13,13 @@ both without training, at the price of more texts to encode:
 | `...+whole` | n + 1 | the same with the whole caption as one more text |
 | `permuted` | n! | mean of the cosines with the caption in every order of its phrases |
 
-A soft minimum as a weighted mean could fall when a phrase fits better; this one cannot. Phrases are found by name, article and
-adjectives included ("a red ball"); a caption in which none is found is compared as a whole. Of more than `most` orders
-`permuted` takes rotations of shuffles, drawn by the phrases alone. What it sees of a caption does not depend on its order,
-so that captions which differ in the order of their phrases tie exactly.
+A soft minimum as a weighted mean could fall when a phrase fits better; this one cannot. Phrases are found by name,
+article and adjectives included ("a red ball"); a caption in which none is found is compared as a whole. Of more than
+`most` orders `permuted` takes rotations of shuffles, drawn by the phrases alone. What it sees of a caption does not
+depend on its order, so that captions which differ in the order of their phrases tie exactly.
 
-Source: arXiv 2502.19842, section 5 (splitting); clip-oscope/clip-oscope@59f5a52 *_Sum.py; Oh and Hwang (the mean with the
-whole caption).
+Source: arXiv 2502.19842, section 5 (splitting); clip-oscope/clip-oscope@59f5a52 *_Sum.py; Oh and Hwang (the mean with
+the whole caption).
 """
 
 import random
@@ -205,7 +205,7 @@ def read_captions(model: Any, tokenizer: Any, captions: Sequence[str], scorer: S
         different = {row: place for place, row in enumerate(dict.fromkeys(members.values()))}
         texts = torch.stack([F.normalize(texts[torch.tensor(row)].sum(0), dim=-1) for row in different])
         members = {caption: (different[row],) for caption, row in members.items()}
-    join = partial(scorer.join, temperature=float(1 / model.logit_scale.exp()))
+    join = partial(scorer.join, temperature=1 / model.logit_scale.exp().item())
     return ReadCaptions(texts, [members[caption] for caption in captions], join, cost)
 
 

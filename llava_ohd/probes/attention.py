@@ -1,18 +1,20 @@
 """How much of the class token's attention falls on each object: as a sum, and per area.
 
 The last layer's attention, mean over heads, from the class token to the patches (the class token's look at itself left
-out), made to sum to 1. A box gets the share of each patch that it covers. The published measure is that sum, which grows
-with the box even where the encoder looks nowhere in particular; the density is the sum over the share of the picture that
-the box covers, so that looking everywhere alike is a density of 1 for any box.
+out), made to sum to 1. A box gets the share of each patch that it covers. The published measure is that sum, which
+grows with the box even where the encoder looks nowhere in particular; the density is the sum over the share of the
+picture that the box covers, so that looking everywhere alike is a density of 1 for any box.
 
-Boxes are in pixels of the file; they are taken through the resize and centre crop of the image processor. An object that the
-crop cuts away is left out.
+Boxes are in pixels of the file; they are taken through the resize and centre crop of the image processor. An object
+that the crop cuts away is left out.
 
-Source: clip-analysis/Clip-Analysis (attention notebooks; sums of an upsampled map, which this equals); arXiv 2502.19842.
+Source: clip-analysis/Clip-Analysis (attention notebooks; sums of an upsampled map, which this equals); arXiv
+2502.19842.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
@@ -22,38 +24,37 @@ from llava_ohd.clip.embedding import Images
 from llava_ohd.clip.layers import heads
 from llava_ohd.errors import DataFormatError
 from llava_ohd.probes.estimates import Estimate, mean_of
-from llava_ohd.probes.pictures import Box, Layout
+from llava_ohd.probes.pictures import Box, Picture, Placed
 from llava_ohd.progress import track
 
-__all__ = ["ObjectAttention", "attention_maps", "in_crop", "object_attention", "on_box"]
+__all__ = ["ObjectAttention", "attention_maps", "crop_settings", "in_crop", "object_attention", "on_box"]
 
 
 @dataclass(frozen=True)
 class ObjectAttention:
-    """Attention on the objects of a layout.
+    """Attention on objects.
 
     Attributes:
-        positions: Slots.
-        large: Which of them is large.
+        positions: Slots, or sizes (`small` is the mean over the small objects of a picture).
         share: Of the attention on all patches, mean over pictures.
         density: The same over the share of the picture's area: 1 where the encoder looks at nothing in particular.
         area: Share of the picture that the box covers.
     """
 
     positions: tuple[str, ...]
-    large: str
     share: tuple[Estimate, ...]
     density: tuple[Estimate, ...]
     area: tuple[Estimate, ...]
 
 
 @torch.inference_mode()
-def attention_maps(model: Any, images: Images, batch: int = 64) -> Tensor:
+def attention_maps(model: Any, images: Images, count: int | None = None, batch: int = 64) -> Tensor:
     """Returns where the class token looks in the last layer.
 
     Args:
         model: CLIPModel in eval mode.
         images: The images.
+        count: Of the first so many; None: of all.
         batch: Images at a time.
 
     Returns:
@@ -61,8 +62,9 @@ def attention_maps(model: Any, images: Images, batch: int = 64) -> Tensor:
     """
     last = model.vision_model.encoder.layers[-1]
     parts = []
-    for start in track(range(0, len(images), batch), "looking where it looks"):
-        pixels = images.pixels(range(start, min(start + batch, len(images)))).to(model.device)
+    total = len(images) if count is None else count
+    for start in track(range(0, total, batch), "looking where it looks"):
+        pixels = images.pixels(range(start, min(start + batch, total))).to(model.device)
         states_BNC = model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
         parts.append(_class_row(last, states_BNC).float().cpu())
     maps = torch.cat(parts)
@@ -102,7 +104,7 @@ def in_crop(box: Box, size: tuple[int, int], shortest: int, crop: int) -> Box | 
 
 
 def on_box(attention: Tensor, box: Box) -> float:
-    """Returns how much of a map (G, G) falls on a box given as shares of the side: each patch counts as far as covered."""
+    """Returns how much of a map (G, G) falls on a box in shares of the side: a patch counts as far as it is covered."""
     left, top, width, height = box
     columns, rows = _covered(left, width, attention.shape[1]), _covered(top, height, attention.shape[0])
     return float(rows @ attention.double() @ columns)
@@ -115,38 +117,45 @@ def _covered(start: float, length: float, cells: int) -> Tensor:
     return (edges[1:].clamp(max=far) - edges[:-1].clamp(min=near)).clamp(min=0.0)
 
 
-def object_attention(maps: Tensor, layout: Layout, shortest: int, crop: int) -> ObjectAttention:
+def object_attention(
+    maps: Tensor, pictures: Sequence[Picture], shortest: int, crop: int, by_slot: bool = False
+) -> ObjectAttention:
     """Sums attention over the boxes of the objects.
 
     Args:
-        maps: (P, G, G) of the layout's pictures, each summing to 1.
-        layout: What the pictures show, with boxes.
+        maps: (P, G, G), one per picture, each summing to 1.
+        pictures: What they show, with boxes.
         shortest: Pixels that the image processor resizes the shorter side to.
         crop: Side of its crop, pixels.
+        by_slot: By slot, of pictures with the same slots; otherwise by size.
 
     Raises:
         DataFormatError: the set does not say where the objects are.
     """
-    shares: list[list[float]] = [[] for _ in layout.slots]
-    areas: list[list[float]] = [[] for _ in layout.slots]
-    for attention, picture in zip(maps, layout.pictures, strict=True):
-        for slot, item in enumerate(picture.objects):
-            if item.box is None or picture.size is None:
-                raise DataFormatError(f"{picture.image}: no box is known for {item.name}; attention needs objects.json")
-            box = in_crop(item.box, picture.size, shortest, crop)
-            if box is not None:
-                shares[slot].append(on_box(attention, box))
-                areas[slot].append(box[2] * box[3])
-    densities = [[share / area for share, area in zip(*pair, strict=True)] for pair in zip(shares, areas, strict=True)]
-    estimates = (tuple(map(mean_of, rows)) for rows in (shares, densities, areas))
-    return ObjectAttention(layout.slots, layout.large, *estimates)
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    for attention, picture in zip(maps, pictures, strict=True):
+        of: dict[str, list[tuple[float, float]]] = {}
+        for item in picture.by_size if not by_slot else picture.objects:
+            measured = _measured(attention, picture, item, shortest, crop)
+            if measured is not None:
+                of.setdefault(item.slot if by_slot else "large" if item.large else "small", []).append(measured)
+        for position, found in of.items():
+            share, density, area = mean(s for s, _ in found), mean(s / a for s, a in found), mean(a for _, a in found)
+            rows.setdefault(position, []).append((share, density, area))
+    columns = [list(zip(*values, strict=True)) for values in rows.values()]
+    return ObjectAttention(tuple(rows), *(tuple(mean_of(column[k]) for column in columns) for k in range(3)))
+
+
+def _measured(
+    attention: Tensor, picture: Picture, item: Placed, shortest: int, crop: int
+) -> tuple[float, float] | None:
+    """Returns the share of the attention and of the area; None where the crop leaves nothing of the object."""
+    if item.box is None or picture.size is None:
+        raise DataFormatError(f"{picture.image}: no box is known for {item.name}; attention needs objects.json")
+    box = in_crop(item.box, picture.size, shortest, crop)
+    return None if box is None else (on_box(attention, box), box[2] * box[3])
 
 
 def crop_settings(processor: Any) -> tuple[int, int]:
     """Returns to how many pixels an image processor resizes the shorter side, and the side of its crop."""
     return int(processor.size["shortest_edge"]), int(processor.crop_size["height"])
-
-
-def layouts_with_boxes(layouts: Sequence[Layout]) -> list[Layout]:
-    """Returns the layouts whose pictures say where their objects are."""
-    return [layout for layout in layouts if all(item.box for item in layout.pictures[0].objects)]

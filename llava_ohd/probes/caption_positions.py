@@ -1,9 +1,9 @@
 """Where in captions is the largest object of an image named? The property of training data that the bias is traced to.
 
-Of each caption that names at least two annotated objects, the rank of the largest one in the order of first mention; captions
-that leave it out are counted apart. If size did not matter, every rank would be equally likely and the relative rank
-(0 first, 1 last) would be a half on average. The test flips, for each image at once, the sign of its mean distance from a half
-(captions of an image are not independent); two-sided, by the normal distribution.
+Of each caption that names at least two annotated objects, the rank of the largest one in the order of first mention;
+captions that leave it out are counted apart. If size did not matter, every rank would be equally likely and the
+relative rank (0 first, 1 last) would be a half on average. The test flips, for each image at once, the sign of its mean
+distance from a half (captions of an image are not independent); two-sided, by the normal distribution.
 
 Source: arXiv 2502.19842, section 5 (LAION and COCO; the histogram's values are not published).
 """
@@ -64,7 +64,7 @@ def read_areas(instances: Path) -> tuple[dict[str, dict[str, float]], list[str]]
             known[name] = max(known.get(name, 0.0), float(row["area"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataFormatError(
-            f"{instances} is no COCO instances file ({error!r}); images, annotations with area, and categories are expected"
+            f"{instances} is no COCO instances file ({error!r}); images, annotations with area and categories are expected"
         ) from None
     return {image: row for image, row in areas.items() if image not in crowds}, list(names.values())
 
@@ -82,12 +82,16 @@ def read_texts(file: Path) -> dict[str, list[str]]:
             names = {row["id"]: str(row["file_name"]) for row in record["images"]}
             return {names[key]: texts for key, texts in found.items()}
         except (KeyError, TypeError) as error:
-            raise DataFormatError(f"{file} lists no image of id {error}; images with id and file_name are expected") from None
+            raise DataFormatError(
+                f"{file} lists no image of id {error}; images with id and file_name are expected"
+            ) from None
     texts: dict[str, list[str]] = defaultdict(list)
     for number, row in enumerate(read_jsonl(file), 1):
         image, text = row.get("image"), row.get("caption", row.get("text"))
         if not isinstance(image, str) or not isinstance(text, str):
-            raise DataFormatError(f'{file} row {number} has {sorted(row)}; {{"image": text, "caption": text}} is expected')
+            raise DataFormatError(
+                f'{file} row {number} has {sorted(row)}; {{"image": text, "caption": text}} is expected'
+            )
         texts[image].append(text)
     return dict(texts)
 
@@ -119,7 +123,9 @@ def largest_position(
                 ranks[len(found)].append((found.index(largest), image))
                 relative[image].append(found.index(largest) / (len(found) - 1))
     if not of:
-        raise DataFormatError("no image of these captions has objects of different area; give the instances of the same images")
+        raise DataFormatError(
+            "no image of these captions has objects of different area; give the instances of the same images"
+        )
     means = [sum(values) / len(values) for values in relative.values()]
     return LargestPosition(
         share_of(named, of),

@@ -1,8 +1,8 @@
 """What a linear layer can read off a frozen embedding: the object at each place of a caption (TOC), in each slot (IOC).
 
-One linear layer per place on the unit vectors, cross-entropy, Adam at 1e-3; the layers of all places learn side by side,
-which changes nothing (no parameter is shared, and Adam works on each number alone). The accuracy is on items that were
-held out.
+One linear layer per place on the unit vectors, cross-entropy, Adam at 1e-3; the layers of all places learn side by
+side, which changes nothing (no parameter is shared, and Adam works on each number alone). The accuracy is on items that
+were held out.
 
 |  | items | epochs | batch | split |
 |---|---|---|---|---|
@@ -39,7 +39,8 @@ class ProbeConfig:
         batch: Items per step.
         learning_rate: Adam's.
         train: Share of items to train on.
-        test: Share to test on; the rest is not used (the released code keeps 10 % for a validation that decides nothing).
+        test: Share to test on; the rest is not used (the released code keeps 10 % for a validation that decides
+            nothing).
         seed: Of the split, of the first weights and of the order.
     """
 

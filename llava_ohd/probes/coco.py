@@ -1,4 +1,4 @@
-"""COCO images as pictures of several objects: each name once, the largest first, where exactly 2 to 5 names are annotated.
+"""COCO images as pictures of several objects: each name once, the largest first, where 2 to 5 names are annotated.
 
 The area of a name is that of its largest instance; images with a crowd, or where the two largest names have one area,
 are left out. In COCO position and size are not under control: what stands beside what, and how large, is what
@@ -27,7 +27,8 @@ def read_coco_set(instances: Path, images: Path, single: Path | None = None) -> 
     Args:
         instances: COCO `instances_*.json`.
         images: Folder of its images.
-        single: Folder of one picture per category, `CATEGORY.png`, relative to `images` or absolute; None: there are none.
+        single: Folder of one picture per category, `CATEGORY.png`, relative to `images` or absolute; None: there are
+            none.
 
     Returns:
         A layout per number of objects; the slots are ranks by area.
@@ -46,8 +47,8 @@ def read_coco_set(instances: Path, images: Path, single: Path | None = None) -> 
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataFormatError(
-            f"{instances}: {reason}; expected are images (file_name, width, height), annotations (image_id, category_id, "
-            "area, bbox, iscrowd) and categories"
+            f"{instances}: {reason}; expected are images (file_name, width, height), annotations (image_id, "
+            "category_id, area, bbox, iscrowd) and categories"
         ) from None
     layouts = list(_by_count(picture for picture in pictures if picture is not None))
     if not layouts:

@@ -1,8 +1,8 @@
 """Shares and means with 95 % intervals that count independent items, not everything that was counted.
 
-Trials about one picture, or orders of one set of objects, are not independent. An interval is therefore as wide as if each
-picture (set) had been asked once: Wilson's, with the number of pictures in place of the number of trials. That is right
-where the trials of a picture agree, and too wide, never too narrow, where they do not.
+Trials about one picture, or orders of one set of objects, are not independent. An interval is therefore as wide as if
+each picture (set) had been asked once: Wilson's, with the number of pictures in place of the number of trials. That is
+right where the trials of a picture agree, and too wide, never too narrow, where they do not.
 
 Source: Wilson 1927; Student 1908.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import mean, stdev
 
-__all__ = ["Estimate", "mean_of", "share_of", "wilson"]
+__all__ = ["Estimate", "mean_of", "pooled", "share_of", "wilson"]
 
 _Z = 1.959963984540054  # 97.5 % point of the normal distribution
 
@@ -69,3 +69,20 @@ def mean_of(values: Sequence[float]) -> Estimate:
     middle = mean(values)
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
     return Estimate(middle, middle - half, middle + half, len(values), len(values))
+
+
+def pooled(parts: Sequence[Estimate], same_items: bool) -> Estimate:
+    """Returns the share over all trials of several shares.
+
+    Args:
+        parts: Shares.
+        same_items: Whether they are of the same pictures; otherwise of different ones.
+    """
+    known = [(part.value, part.n, part.independent) for part in parts if part.value is not None]
+    if not known:
+        return Estimate(None, None, None, 0, 0)
+    n = sum(count for _, count, _ in known)
+    value = sum(share * count for share, count, _ in known) / n
+    independent = (max if same_items else sum)([count for _, _, count in known])
+    low, high = wilson(min(1.0, max(0.0, value)), independent)
+    return Estimate(value, low, high, n, independent)

@@ -1,16 +1,16 @@
-"""Does an encoder see that one object of a caption is not in the picture? Published scenarios, and a design without mixing.
+"""Does an encoder see that an object of a caption is not in the picture? Published scenarios, and a crossed design.
 
-A trial is a picture with one large object, a caption that names its objects, and one in which an object is replaced by one
-that is not there. It is won where the right caption is strictly nearer.
+A trial is a picture with one large object, a caption that names its objects, and one in which an object is replaced by
+one that is not there. It is won where the right caption is strictly nearer.
 
 | | right caption | wrong caption |
 |---|---|---|
 | scenario 1 | large first | the same, the *large* object replaced |
 | scenario 2 | large last | large first, and the *last* of the others replaced: another order, too |
 
-Between the two scenarios, what is replaced, where, and whether the order changes move together. The crossed design has every
-combination of replaced {large, small} x its place in the wrong caption x {the right caption in the same order, reversed}, one
-trial of each per picture; the other objects stand in random order.
+Between the two scenarios, what is replaced, where, and whether the order changes move together. The crossed design has
+every combination of replaced {large, small} x its place in the wrong caption x {the right caption in the same order,
+reversed}, one trial of each per picture; the other objects stand in random order.
 
 Source: clip-oscope/clip-oscope@59f5a52 Image_Text_Matching.py; arXiv 2502.19842, section 4.3 and figure 1.
 """
@@ -175,7 +175,9 @@ def judge(trials: Sequence[Trial], seen: Mapping[str, Tensor], read: ReadCaption
 
 def shares(trials: Sequence[Trial], won: Sequence[bool]) -> dict[Cell, Estimate]:
     """Returns the share of trials won in each cell, in the order of the first trial; chance is a half."""
-    return {cell: share_of(*rows) for cell, rows in _grouped((trial.cell, trial, hit) for trial, hit in _zip(trials, won))}
+    return {
+        cell: share_of(*rows) for cell, rows in _grouped((trial.cell, trial, hit) for trial, hit in _zip(trials, won))
+    }
 
 
 def shares_by_object(trials: Sequence[Trial], won: Sequence[bool]) -> dict[tuple[str, str], Estimate]:

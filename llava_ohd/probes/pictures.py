@@ -1,8 +1,8 @@
-"""Pictures of several objects, each in a slot, at most one of them large: folders as SimCO and ComCO have them, and COCO.
+"""Pictures of several objects, each in a slot, one of them large: folders as SimCO and ComCO have them.
 
-A picture is named after its objects, joined by `_` in the order of the slots; folders say how many objects and which slot
-is large (`ThreeObject-ULBig`, `CoCo-ThreeObject-Middle-Big`); a folder `OneObject` has one picture per class. Where an
-`objects.json` is beside them (as the embedded world's set has), areas and boxes come from there.
+A picture is named after its objects, joined by `_` in the order of the slots; folders say how many objects and which
+slot is large (`ThreeObject-ULBig`, `CoCo-ThreeObject-Middle-Big`); a folder `OneObject` has one picture per class.
+Where an `objects.json` is beside them (as the embedded world's set has), areas and boxes come from there.
 
 Source: clip-oscope/clip-oscope@59f5a52 (folder and file names), arXiv 2502.19842.
 """
@@ -116,8 +116,8 @@ def read_set(folder: Path) -> ObjectSet:
         folder: With a folder of single objects and at least one of several.
 
     Raises:
-        DataFormatError: nothing of that form there, a file name that is no list of different known classes, a class with
-            two single pictures, or an objects.json that contradicts the file names.
+        DataFormatError: nothing of that form there, a file name that is no list of different known classes, a class
+            with two single pictures, or an objects.json that contradicts the file names.
     """
     if not folder.is_dir():
         raise DataFormatError(f"{folder} is not a folder; {_EXPECTED}")
@@ -164,7 +164,9 @@ def _layout(path: Path, match: re.Match[str], classes: Sequence[str], recorded: 
     rows = recorded["layouts"].get(path.name)
     files = _images(path)
     if not files or (rows is not None and rows.keys() != {file.name for file in files}):
-        raise DataFormatError(f"{path} has {len(files)} pictures, {len(rows or ())} in objects.json; copy the set again")
+        raise DataFormatError(
+            f"{path} has {len(files)} pictures, {len(rows or ())} in objects.json; copy the set again"
+        )
     pictures = []
     for file in files:
         names = split_name(file.stem, classes, count, str(file))
@@ -207,8 +209,5 @@ def _readings(parts: Sequence[str], known: set[str]) -> list[tuple[str, ...]]:
         return [()]
     heads = ("_".join(parts[:end]) for end in range(1, len(parts) + 1))
     return [
-        (head, *rest)
-        for end, head in enumerate(heads, 1)
-        if head in known
-        for rest in _readings(parts[end:], known)
+        (head, *rest) for end, head in enumerate(heads, 1) if head in known for rest in _readings(parts[end:], known)
     ]

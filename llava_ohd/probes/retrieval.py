@@ -1,16 +1,16 @@
-"""Which of several objects does an embedding remind of most? By place in the caption (TOR), by size in the picture (IOR).
+"""Which of several objects is an embedding nearest to? By place in the caption (TOR), by size in the picture (IOR).
 
 Something with n objects (a caption, a picture) is compared with every class alone (its name, its single picture). Three
 families of numbers, as the released code has them, each with what it rests on:
 
 - `complete`: share of items whose n nearest classes are exactly its n objects;
-- `conditional`: which of the objects is nearest, among complete items only (sums to 1). The published tables are these; for
-  ComCO's pictures they rest on 23 to 283 of 8,000;
-- `unconditional`: which object, or an absent class, is nearest, among all items; and `highest`: which of the n objects is
-  nearest among them, whatever absent classes are nearer still.
+- `conditional`: which of the objects is nearest, among complete items only (sums to 1). The published tables are these;
+  for ComCO's pictures they rest on 23 to 283 of 8,000;
+- `unconditional`: which object, or an absent class, is nearest, among all items; and `highest`: which of the n objects
+  is nearest among them, whatever absent classes are nearer still.
 
-Who is an object of an item is known by number of the class, never looked for in text: by substrings "car" is in "carrot".
-Equal cosines share a first place.
+Who is an object of an item is known by number of the class, never looked for in text: by substrings "car" is in
+"carrot". Equal cosines share a first place.
 
 Source: arXiv 2502.19842, section 3, tables 1-5; clip-oscope/clip-oscope@59f5a52.
 """
@@ -168,14 +168,15 @@ def named_in_order(caption: str, lexicon: Lexicon) -> tuple[str, ...]:
 def picture_retrieval(
     features: Tensor, alone: Tensor, classes: Sequence[str], pictures: Sequence[Picture], by_slot: bool = False
 ) -> Retrieval:
-    """IOR: which of the objects in a picture is it nearest to, by size or by slot? With names in place of pictures: I2T.
+    """IOR: which of its objects is a picture nearest to, by size or by slot? With names in place of pictures: I2T.
 
     Args:
         features: Unit vectors (P, D) of the pictures.
         alone: Unit vectors (C, D) of the single pictures of the classes, or of their names.
         classes: C names.
         pictures: What they show, all the same number of objects.
-        by_slot: Positions are the slots; otherwise the large object comes first, the small ones in the order of the slots.
+        by_slot: Positions are the slots; otherwise the large object comes first, the small ones in the order of the
+            slots.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     rows = [picture.objects if by_slot else picture.by_size for picture in pictures]

@@ -1,7 +1,8 @@
 """How several objects are named in one caption, and in which orders.
 
 Released code takes `combinations` of an ordered list of classes: an earlier place in the sentence then means an earlier
-place in the list, so that position is one with identity. Here every object of a set stands in every place equally often.
+place in the list, so that position is one with identity. Here every object of a set stands in every place equally
+often.
 
 Source: arXiv 2502.19842, section 3; clip-oscope/clip-oscope@59f5a52 (the defect).
 """
@@ -51,8 +52,8 @@ def name_alone(name: str, form: str) -> str:
 def object_orders(total: int, count: int, most: int, seed: int) -> tuple[list[tuple[int, ...]], list[int]]:
     """Returns orders in which `count` of `total` objects can be named.
 
-    Where there are at most `most`, these are all of them. Otherwise sets are drawn, and each is given in `count` orders,
-    rotations of a random one: every object of the set once in every place.
+    Where there are at most `most`, these are all of them. Otherwise sets are drawn, and each is given in `count`
+    orders, rotations of a random one: every object of the set once in every place.
 
     Args:
         total: Number of classes.

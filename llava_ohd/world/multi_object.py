@@ -1,8 +1,8 @@
 """Pictures that tell size, place and kind apart: one large object and small ones, in fixed slots, counter-balanced.
 
 In the manner of SimCO and ComCO (Abbasi et al., arXiv 2502.19842): 2 to 5 objects on a plain floor, one of them large;
-a file is named after its objects in the order of the slots. Style `simco`: everything blue, no shadows, so that a picture
-differs from another in kinds and sizes alone. Style `comco`: any colours, shadows.
+a file is named after its objects in the order of the slots. Style `simco`: everything blue, no shadows, so that a
+picture differs from another in kinds and sizes alone. Style `comco`: any colours, shadows.
 
 TwoObject-LBig/ball_cup.png      left, right; the left one is large
 ThreeObject-MiddleBig/...        on the diagonal
@@ -11,8 +11,8 @@ FiveObject-BLBig/...             corners and middle, which gives way to a large 
 OneObject/ball.png               one picture per kind, large, in the middle; OneObject-Small the same, small
 objects.json                     area (pixels) and bounding square (left, top, width, height) of every object
 
-Kind k stands in slot j of the pictures in which it is kinds[(i + d_j) mod K]: each tuple d of different distances gives K
-pictures that have every kind once in every slot. No two pictures of a layout show the same kinds in the same slots.
+Kind k stands in slot j of the pictures in which it is kinds[(i + d_j) mod K]: each tuple d of different distances gives
+K pictures that have every kind once in every slot. No two pictures of a layout show the same kinds in the same slots.
 """
 
 import random

@@ -1,0 +1,242 @@
+"""What the probes found, as rows of one number each, from which metrics, tables and pictures are made."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+from llava_ohd.probes.estimates import Estimate, pooled
+from llava_ohd.probes.matching import Cell
+from llava_ohd.probes.retrieval import Retrieval
+from llava_ohd.probes.run import Diagnostics, Matching
+from llava_ohd.records import Metric
+
+__all__ = ["SECTIONS", "Row", "as_metrics", "as_record", "as_table", "rows"]
+
+SECTIONS = {
+    "tor": "captions: nearest of the objects named, by place (TOR)",
+    "tor_conditional": "TOR as published: nearest of all names, where the n nearest are the n named",
+    "tor_complete": "TOR: captions whose n nearest names are the n named",
+    "tor_written": "TOR on captions that people wrote",
+    "ior": "pictures: nearest of the objects shown, by size (IOR)",
+    "ior_conditional": "IOR as published: nearest of all classes, where the n nearest are the n shown",
+    "ior_complete": "IOR: pictures whose n nearest classes are the n shown",
+    "ior_small": "IOR with small single pictures",
+    "ior_slot": "IOR: the large one is nearest, by its slot",
+    "i2t": "names: nearest of the objects shown, by size (I2T)",
+    "toc": "read off a caption by a linear layer, by place (TOC)",
+    "ioc": "read off a picture by a linear layer, by size (IOC)",
+    "attention": "class token's attention: share that falls on an object",
+    "density": "class token's attention per area; looking at nothing in particular is 1",
+    "matching": "image-text matching, published scenarios",
+    "crossed": "image-text matching: replaced object, its place, order of the right caption",
+    "mitigation": "image-text matching by way of comparing, all numbers of objects",
+    "largest": "where captions name the largest object",
+}
+"""Sections in the order of the tables, and their titles."""
+
+_RATIOS = {"density"}
+_HIGHER = {"tor_complete", "ior_complete", "toc", "ioc", "matching", "crossed", "mitigation"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number.
+
+    Attributes:
+        section: One of `SECTIONS`.
+        group: What it stands together with, such as "3 objects".
+        label: What distinguishes it there.
+        estimate: The number.
+        reference: What it would be by chance, or without any bias; None where that is not one number.
+    """
+
+    section: str
+    group: str
+    label: str
+    estimate: Estimate
+    reference: float | None = None
+
+
+def rows(found: Diagnostics) -> list[Row]:
+    """Returns all rows, in the order of the sections."""
+    every = [*_text(found), *_pictures(found), *_probes(found), *_attention(found), *_matching(found), *_largest(found)]
+    order = list(SECTIONS)
+    return sorted(every, key=lambda row: order.index(row.section))
+
+
+def _nearest(section: str, found: Mapping[int, Retrieval], ways: Iterable[str]) -> Iterator[Row]:
+    """Rows of the families `highest` (under the section's own name), `conditional` and `complete`."""
+    for count, one in found.items():
+        group = _objects(count)
+        for way in ways:
+            name = section if way == "highest" else f"{section}_{way}"
+            if way == "complete":
+                yield Row(name, "complete", group, one.complete)
+                continue
+            for label, estimate in zip(one.positions, getattr(one, way), strict=True):
+                yield Row(name, group, label, estimate, 1 / count)
+
+
+def _objects(count: int) -> str:
+    return f"{count} objects"
+
+
+def _text(found: Diagnostics) -> Iterator[Row]:
+    yield from _nearest("tor", found.text, ("highest", "conditional", "complete"))
+    yield from _nearest("tor_written", found.written, ("highest",))
+
+
+def _pictures(found: Diagnostics) -> Iterator[Row]:
+    yield from _nearest("ior", found.pictures, ("highest", "conditional", "complete"))
+    yield from _nearest("ior_small", found.pictures_small, ("highest",))
+    yield from _nearest("i2t", found.names, ("highest",))
+    for name, one in found.slots.items():
+        large = found.large_slots[name]
+        estimate = one.highest[one.positions.index(large)]
+        yield Row("ior_slot", _objects(len(one.positions)), large, estimate, 1 / len(one.positions))
+
+
+def _probes(found: Diagnostics) -> Iterator[Row]:
+    for count, one in found.text_probe.items():
+        for label, estimate in zip(one.positions, one.accuracy, strict=True):
+            yield Row("toc", _objects(count), label, estimate, one.chance)
+    sizes: dict[tuple[int, str], list[Estimate]] = {}
+    chance = 0.0
+    for name, one in found.picture_probe.items():
+        chance = one.chance
+        for slot, estimate in zip(one.positions, one.accuracy, strict=True):
+            size = "large" if slot == found.large_slots[name] else "small"
+            sizes.setdefault((len(one.positions), size), []).append(estimate)
+    for (count, size), parts in sorted(sizes.items()):
+        yield Row("ioc", _objects(count), size, pooled(parts, same_items=False), chance)
+
+
+def _attention(found: Diagnostics) -> Iterator[Row]:
+    for count, one in found.attention.items():
+        for label, share, density in zip(one.positions, one.share, one.density, strict=True):
+            yield Row("attention", _objects(count), label, share)
+            yield Row("density", _objects(count), label, density, 1.0)
+
+
+def _matching(found: Diagnostics) -> Iterator[Row]:
+    whole = next((one for one in found.matching if one.scorer == "whole"), None)
+    for cell, estimate in whole.cells.items() if whole else ():
+        if cell.design == "crossed":
+            label = f"{cell.replaced}, {cell.place}, {cell.order} order"
+            yield Row("crossed", _objects(cell.count), label, estimate, 0.5)
+    for one in [whole] if whole else []:
+        for group in ("scenario 1", "scenario 2"):
+            for count in sorted({cell.count for cell in one.cells}):
+                yield Row("matching", group, _objects(count), _pooled(one, group, count), 0.5)
+    for one in found.matching:
+        for group, label in (("scenario 1", "scenario 1"), ("scenario 2", "scenario 2"), *_CROSSED):
+            yield Row("mitigation", label, one.scorer, _pooled(one, group), 0.5)
+
+
+_CROSSED = tuple(
+    (f"{size}/{order}", f"{size} replaced, {order} order")
+    for size in ("large", "small")
+    for order in ("same", "reversed")
+)
+
+
+def _pooled(one: Matching, group: str, count: int | None = None) -> Estimate:
+    """Pools cells: those of one number of objects are of the same pictures, those of different numbers are not."""
+
+    def belongs(cell: Cell) -> bool:
+        return cell.design == group or (cell.design == "crossed" and f"{cell.replaced}/{cell.order}" == group)
+
+    counts = sorted({cell.count for cell in one.cells} if count is None else {count})
+    parts = [[value for cell, value in one.cells.items() if belongs(cell) and cell.count == n] for n in counts]
+    return pooled([pooled(part, same_items=True) for part in parts], same_items=False)
+
+
+def _largest(found: Diagnostics) -> Iterator[Row]:
+    if found.largest is None:
+        return
+    yield Row("largest", "named at all", "of captions", found.largest.named)
+    yield Row("largest", "relative place", "0 first, 1 last", found.largest.relative, 0.5)
+    for count, places in found.largest.ranks.items():
+        for place, estimate in enumerate(places, 1):
+            yield Row("largest", f"{count} objects named", f"place {place}", estimate, 1 / count)
+
+
+def as_metrics(found: Sequence[Row]) -> list[Metric]:
+    """Returns the rows that have a value as metrics `SECTION/GROUP/LABEL`; intervals stand in the details."""
+    return [
+        Metric(
+            f"{row.section}/{row.group}/{row.label}",
+            row.estimate.value,
+            row.estimate.n,
+            _better(row.section),
+        )
+        for row in found
+        if row.estimate.value is not None
+    ]
+
+
+def _better(section: str) -> Literal["higher", "none"]:
+    return "higher" if section in _HIGHER else "none"
+
+
+def as_table(encoders: Mapping[str, Sequence[Row]]) -> str:
+    """Writes a Markdown table per section, the encoders side by side; percent, or a ratio for `density`.
+
+    Args:
+        encoders: Rows by name of the encoder.
+    """
+    lines: list[str] = []
+    for section, title in SECTIONS.items():
+        keys: dict[tuple[str, str], Row] = {
+            (row.group, row.label): row for found in encoders.values() for row in found if row.section == section
+        }
+        if not keys:
+            continue
+        lines += [
+            f"**{title}**",
+            "",
+            "| | | " + " | ".join(encoders) + " | reference | n |",
+            "|" + "---|" * (len(encoders) + 4),
+        ]
+        for (group, label), row in keys.items():
+            cells = [_cell(_find(found, section, group, label), section) for found in encoders.values()]
+            reference = "" if row.reference is None else _number(row.reference, section)
+            count = f"{row.estimate.n:,}" + (
+                f" ({row.estimate.independent:,})" * (row.estimate.independent != row.estimate.n)
+            )
+            lines.append(f"| {group} | {label} | " + " | ".join(cells) + f" | {reference} | {count} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _find(found: Sequence[Row], section: str, group: str, label: str) -> Estimate | None:
+    wanted = (section, group, label)
+    return next((row.estimate for row in found if (row.section, row.group, row.label) == wanted), None)
+
+
+def _cell(estimate: Estimate | None, section: str) -> str:
+    if estimate is None or estimate.value is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return _number(estimate.value, section)
+    low, high = _number(estimate.low, section), _number(estimate.high, section)
+    return f"{_number(estimate.value, section)} [{low}, {high}]"
+
+
+def _number(value: float, section: str) -> str:
+    return f"{value:.2f}" if section in _RATIOS else f"{100 * value:.1f}"
+
+
+def as_record(found: Any) -> Any:
+    """Returns dataclasses and mappings as what JSON knows; a mapping whose keys are no text becomes a list of rows."""
+    if is_dataclass(found):
+        return {field.name: as_record(getattr(found, field.name)) for field in fields(found)}
+    if isinstance(found, Mapping):
+        if all(isinstance(key, str | int) for key in found):
+            return {str(key): as_record(value) for key, value in found.items()}
+        return [_key(key) | as_record(value) for key, value in found.items()]
+    return [as_record(item) for item in found] if isinstance(found, list | tuple) else found
+
+
+def _key(key: Any) -> dict[str, Any]:
+    return {"object": key[0], "size": key[1]} if isinstance(key, tuple) else as_record(key)

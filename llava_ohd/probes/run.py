@@ -1,0 +1,256 @@
+"""All probes of one encoder on one set of pictures, each picture embedded once."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llava_ohd import tower
+from llava_ohd.clip.embedding import Images, embed_captions, embed_images
+from llava_ohd.clip.scorers import make_scorer, read_captions
+from llava_ohd.errors import DataFormatError
+from llava_ohd.probes.attention import ObjectAttention, attention_maps, crop_settings, object_attention
+from llava_ohd.probes.caption_positions import LargestPosition
+from llava_ohd.probes.classification import Classification, picture_classification, text_classification
+from llava_ohd.probes.estimates import Estimate
+from llava_ohd.probes.matching import Cell, Trial, captions_of, crossed, judge, scenario, shares, shares_by_object
+from llava_ohd.probes.pictures import Layout, ObjectSet, Picture
+from llava_ohd.probes.retrieval import Encode, Retrieval, picture_retrieval, text_retrieval, written_retrieval
+from llava_ohd.probes.sentences import name_alone
+from llava_ohd.progress import track
+
+__all__ = ["Diagnostics", "Matching", "ProbesConfig", "run"]
+
+
+@dataclass(frozen=True)
+class ProbesConfig:
+    """How much is asked.
+
+    Attributes:
+        form: How objects are named, of `sentences.FORMS`.
+        captions: Captions of TOR and TOC for each number of objects, about.
+        pictures: Pictures for image-text matching for each number of objects, drawn from all layouts alike.
+        absent: Absent objects per picture in the published scenarios; None: all.
+        scorers: Ways of comparing that matching is done with.
+        seed: Of every draw.
+    """
+
+    form: str = "list"
+    captions: int = 12_000
+    pictures: int = 240
+    absent: int | None = None
+    scorers: tuple[str, ...] = ("whole", "split-mean", "split-min", "split-softmin", "split-mean+whole", "permuted")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Image-text matching with one way of comparing.
+
+    Attributes:
+        scorer: The way.
+        captions: Number of different captions.
+        texts: Texts that were encoded for them.
+        cells: Share of trials won in each cell.
+        by_object: Share won by replaced object and its size, crossed design.
+    """
+
+    scorer: str
+    captions: int
+    texts: int
+    cells: Mapping[Cell, Estimate]
+    by_object: Mapping[tuple[str, str], Estimate]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Everything that was measured; a mapping is empty where the set does not have what it needs.
+
+    Attributes:
+        text: TOR by number of objects.
+        written: TOR on captions that people wrote, by number of objects.
+        pictures: IOR by number of objects; positions by size.
+        pictures_small: The same with small single pictures.
+        names: I2T by number of objects; positions by size.
+        slots: IOR by layout; positions by slot.
+        text_probe: TOC by number of objects.
+        picture_probe: IOC by layout.
+        large_slots: Which slot of each layout is large.
+        attention: By number of objects; positions `large` and `small`.
+        attention_slots: By layout.
+        matching: One per way of comparing.
+        trials: Of the matching, each with the ways of comparing that won it.
+        largest: Where captions name the largest object; None where no captions were given.
+    """
+
+    text: Mapping[int, Retrieval]
+    written: Mapping[int, Retrieval]
+    pictures: Mapping[int, Retrieval]
+    pictures_small: Mapping[int, Retrieval]
+    names: Mapping[int, Retrieval]
+    slots: Mapping[str, Retrieval]
+    text_probe: Mapping[int, Classification]
+    picture_probe: Mapping[str, Classification]
+    large_slots: Mapping[str, str]
+    attention: Mapping[int, ObjectAttention]
+    attention_slots: Mapping[str, ObjectAttention]
+    matching: Sequence[Matching]
+    trials: Sequence[tuple[Trial, tuple[str, ...]]]
+    largest: LargestPosition | None = None
+
+
+class _Encoder:
+    """A loaded encoder, the pictures of a set as it sees them, and captions as it reads them."""
+
+    def __init__(self, folder: Path, given: ObjectSet) -> None:
+        self.model, self.tokenizer = tower.load(folder), tower.load_tokenizer(folder)
+        self.processor = tower.load_processor(folder)
+        groups = [[picture.image for picture in layout.pictures] for layout in given.layouts]
+        names = [*(name for row in groups for name in row), *given.single.values(), *given.single_small.values()]
+        self.images = Images(given.folder, names, self.processor)
+        self.seen = dict(zip(names, embed_images(self.model, self.images), strict=True))
+
+    def read(self, captions: Sequence[str]) -> Tensor:
+        texts, which = embed_captions(self.model, self.tokenizer, captions)
+        return texts[which]
+
+    def features(self, names: Sequence[str]) -> Tensor:
+        return torch.stack([self.seen[name] for name in names])
+
+
+def run(
+    folder: Path,
+    given: ObjectSet,
+    config: ProbesConfig,
+    written: Sequence[str] = (),
+    largest: LargestPosition | None = None,
+) -> Diagnostics:
+    """Measures an encoder.
+
+    Args:
+        folder: Of the encoder, checked.
+        given: The pictures.
+        config: How much.
+        written: Captions that people wrote, for TOR.
+        largest: What is known of captions already; it does not depend on the encoder.
+
+    Raises:
+        DataFormatError, ImageError, OptionError: as the probes.
+    """
+    encoder = _Encoder(folder, given)
+    by_count = _by_count(given.layouts)
+    counts, classes, form = list(by_count), given.classes, config.form
+    names = encoder.read([name_alone(name, form) for name in classes])
+    trials, matching = _match(encoder, by_count, classes, config)
+    asked = (encoder.read, classes)
+    attention, attention_slots = _attention(encoder, given)
+    return Diagnostics(
+        text={n: text_retrieval(*asked, n, form, config.captions, config.seed) for n in counts},
+        written=_written(encoder.read, written, classes, counts, form),
+        pictures=_by_size(encoder, by_count, given.single, classes),
+        pictures_small=_by_size(encoder, by_count, given.single_small, classes),
+        names={n: picture_retrieval(_features(encoder, rows), names, classes, rows) for n, rows in by_count.items()},
+        slots=_by_slot(encoder, given),
+        text_probe={n: text_classification(*asked, n, form, config.captions, seed=config.seed) for n in counts},
+        picture_probe=_picture_probes(encoder, given),
+        large_slots={layout.name: layout.large for layout in given.layouts},
+        attention=attention,
+        attention_slots=attention_slots,
+        matching=matching,
+        trials=trials,
+        largest=largest,
+    )
+
+
+def _by_count(layouts: Sequence[Layout]) -> dict[int, list[Picture]]:
+    found: dict[int, list[Picture]] = {}
+    for layout in layouts:
+        found.setdefault(len(layout.slots), []).extend(layout.pictures)
+    return found
+
+
+def _features(encoder: _Encoder, pictures: Sequence[Picture]) -> Tensor:
+    return encoder.features([picture.image for picture in pictures])
+
+
+def _by_size(
+    encoder: _Encoder, by_count: Mapping[int, Sequence[Picture]], single: Mapping[str, str], classes: Sequence[str]
+) -> dict[int, Retrieval]:
+    if not single:
+        return {}
+    alone = encoder.features([single[name] for name in classes])
+    return {n: picture_retrieval(_features(encoder, rows), alone, classes, rows) for n, rows in by_count.items()}
+
+
+def _by_slot(encoder: _Encoder, given: ObjectSet) -> dict[str, Retrieval]:
+    if not given.single:
+        return {}
+    alone = encoder.features([given.single[name] for name in given.classes])
+    return {
+        layout.name: picture_retrieval(_features(encoder, layout.pictures), alone, given.classes, layout.pictures, True)
+        for layout in given.layouts
+    }
+
+
+def _written(
+    encode: Encode, captions: Sequence[str], classes: Sequence[str], counts: Sequence[int], form: str
+) -> dict[int, Retrieval]:
+    found = {}
+    for count in counts if captions else ():
+        try:
+            found[count] = written_retrieval(encode, captions, classes, count, form)
+        except DataFormatError:  # no caption names so many, which the number of captions behind each share says
+            continue
+    return found
+
+
+def _picture_probes(encoder: _Encoder, given: ObjectSet) -> dict[str, Classification]:
+    return {
+        layout.name: picture_classification(_features(encoder, layout.pictures), given.classes, layout)
+        for layout in track(given.layouts, "training linear probes")
+    }
+
+
+def _attention(encoder: _Encoder, given: ObjectSet) -> tuple[dict[int, ObjectAttention], dict[str, ObjectAttention]]:
+    """By number of objects, and by layout; only where every object's box is known."""
+    pictures = [picture for layout in given.layouts for picture in layout.pictures]
+    if not all(picture.size and all(item.box for item in picture.objects) for picture in pictures):
+        return {}, {}
+    maps = dict(
+        zip((p.image for p in pictures), attention_maps(encoder.model, encoder.images, len(pictures)), strict=True)
+    )
+    crop = crop_settings(encoder.processor)
+
+    def measured(group: Sequence[Picture], by_slot: bool) -> ObjectAttention:
+        return object_attention(torch.stack([maps[p.image] for p in group]), group, *crop, by_slot=by_slot)
+
+    by_count = {n: measured(group, False) for n, group in _by_count(given.layouts).items()}
+    return by_count, {layout.name: measured(layout.pictures, True) for layout in given.layouts}
+
+
+def _match(
+    encoder: _Encoder, by_count: Mapping[int, Sequence[Picture]], classes: Sequence[str], config: ProbesConfig
+) -> tuple[list[tuple[Trial, tuple[str, ...]]], list[Matching]]:
+    trials: list[Trial] = []
+    for count, pictures in by_count.items():
+        rng = random.Random(f"matching {count} {config.seed}")
+        drawn = rng.sample(pictures, min(config.pictures, len(pictures)))
+        for number in (1, 2):
+            trials += scenario(number, drawn, classes, config.form, config.absent, config.seed)
+        trials += crossed(drawn, classes, config.form, config.seed)
+    found, winners = [], [[] for _ in trials]  # type: ignore[var-annotated]
+    captions = captions_of(trials)
+    for name in config.scorers:
+        read = read_captions(
+            encoder.model, encoder.tokenizer, captions, make_scorer(name, [word.lower() for word in classes])
+        )
+        won = judge(trials, encoder.seen, read)
+        pairs = [(trial, hit) for trial, hit in zip(trials, won, strict=True) if trial.cell.design == "crossed"]
+        by_object = shares_by_object(*map(list, zip(*pairs, strict=True)))
+        found.append(Matching(name, *read.cost, shares(trials, won), by_object))
+        for ways, hit in zip(winners, won, strict=True):
+            ways += [name] if hit else []
+    return [(trial, tuple(ways)) for trial, ways in zip(trials, winners, strict=True)], found
