@@ -6,8 +6,8 @@ Rule:     float32 cosines. Retrieval (TOR, IOR, I2T): the nearest object; equal 
 Metrics:  shares with 95 % intervals that count pictures and sets of objects, not trials (Wilson; attention: Student).
           By place and size they describe; accuracies of matching and linear probes: higher is better.
 Quirks:   the published TOR and IOR are shares among complete items only (`tor_conditional`, `ior_conditional`).
-Inputs:   --encoder ours|openai|NAME|PATH; --data a set in the published form (default: the embedded world's, drawn where
-          it is not there yet), or --instances and --images of COCO (with --single DIR, a picture per category, IOR);
+Inputs:   --encoder ours|openai|NAME|PATH; --data a set in the published form (default: the embedded world's, drawn
+          where needed), or --instances and --images of COCO (with --single DIR, a picture per category, IOR);
           --caption_file and its --instances: where the largest object is named; --beside DIR ...: others' results.
 Outputs:  OUT/results.json, OUT/details.json (every estimate, by layout, object and cell), OUT/trials.jsonl, OUT/*.svg.
 Command:  python eval/multi_object.py --encoder ours

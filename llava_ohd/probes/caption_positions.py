@@ -64,7 +64,7 @@ def read_areas(instances: Path) -> tuple[dict[str, dict[str, float]], list[str]]
             known[name] = max(known.get(name, 0.0), float(row["area"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataFormatError(
-            f"{instances} is no COCO instances file ({error!r}); images, annotations with area and categories are expected"
+            f"{instances} is no COCO instances file ({error!r}); images, annotations with area, categories are expected"
         ) from None
     return {image: row for image, row in areas.items() if image not in crowds}, list(names.values())
 

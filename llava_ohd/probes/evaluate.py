@@ -38,7 +38,7 @@ class Evaluation:
         beside: Result folders of other encoders.
         seed: Of every draw.
         out: Folder of the results.
-        scenes: Draw the embedded world's set where `data` is not there yet.
+        scenes: Draw the embedded world's set where `data` does not hold it.
     """
 
     encoder: str
@@ -78,7 +78,7 @@ def evaluate(asked: Evaluation) -> str:
     found = run(encoder.path, given, config, written, largest)
     own = rows(found)
     write_json(asked.out / "details.json", _details(asked.encoder, found, own))
-    write_jsonl(asked.out / "trials.jsonl", (asdict(trial) | {"won_by": list(ways)} for trial, ways in found.trials))
+    write_jsonl(asked.out / "trials.jsonl", (as_record(trial) | {"won_by": list(ways)} for trial, ways in found.trials))
     write_results(
         asked.out / "results.json",
         as_metrics(own),
@@ -124,10 +124,11 @@ def _pictures(asked: Evaluation) -> ObjectSet:
         if asked.instances is None:
             raise OptionError("--images go with --instances, which say what they show; give both")
         return read_coco_set(asked.instances, asked.images, asked.single)
-    if asked.scenes and not asked.data.exists():
-        from llava_ohd.world.multi_object import SceneSetConfig, write_scene_set
+    if asked.scenes:
+        from llava_ohd.world.multi_object import SceneSetConfig, is_current, write_scene_set
 
-        write_scene_set(asked.data, SceneSetConfig())
+        if not is_current(asked.data, SceneSetConfig()):
+            write_scene_set(asked.data, SceneSetConfig())
     return read_set(asked.data)
 
 

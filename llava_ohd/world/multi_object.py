@@ -6,7 +6,7 @@ picture differs from another in kinds and sizes alone. Style `comco`: any colour
 
 TwoObject-LBig/ball_cup.png      left, right; the left one is large
 ThreeObject-MiddleBig/...        on the diagonal
-FourObject-URBig/...             two by two
+FourObject-URBig/...             corners
 FiveObject-BLBig/...             corners and middle, which gives way to a large corner
 OneObject/ball.png               one picture per kind, large, in the middle; OneObject-Small the same, small
 objects.json                     area (pixels) and bounding square (left, top, width, height) of every object
@@ -17,18 +17,18 @@ K pictures that have every kind once in every slot. No two pictures of a layout 
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import perm
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from llava_ohd.files import atomic_folder, write_json
+from llava_ohd.files import atomic_folder, read_json, sha256_json, write_json
 from llava_ohd.progress import track
 from llava_ohd.world.kinds import COLOURS, KINDS, draw_shape
-from llava_ohd.world.scenes import IMAGE_SIZE, Scene, SceneObject, render
+from llava_ohd.world.scenes import CELL, CELLS, IMAGE_SIZE, Scene, SceneObject, render
 
-__all__ = ["SLOTS", "STYLES", "SceneSetConfig", "area", "design", "places", "write_scene_set"]
+__all__ = ["SLOTS", "STYLES", "SceneSetConfig", "area", "design", "is_current", "places", "write_scene_set"]
 
 STYLES = ("simco", "comco")
 SLOTS: dict[int, tuple[str, ...]] = {
@@ -40,12 +40,12 @@ SLOTS: dict[int, tuple[str, ...]] = {
 """Slots by number of objects, in the order of the file name."""
 
 LARGE, SMALL = 28, 14  # side of the bounding square, pixels; areas 4 : 1, of which the mini CLIP has seen many
-MARGIN = 2  # pixels
 _WORDS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 _FLOOR = (212, 210, 206)
 _COLOUR = "blue"
 _SUPERSAMPLING = 4
-_CORNERS: dict[str, tuple[float, float]] = {"UL": (0, 0), "UR": (1, 0), "BL": (0, 1), "BR": (1, 1)}  # right?, below?
+_CORNERS = {"UL": (0, 0), "UR": (1, 0), "BL": (0, 1), "BR": (1, 1)}  # right?, below?
+_SIDES = {"L": 0, "R": 1}
 
 
 @dataclass(frozen=True)
@@ -85,38 +85,30 @@ def design(kinds: Sequence[str], count: int, rounds: int, rng: random.Random) ->
 def places(count: int, large: int | None) -> list[tuple[int, int, int]]:
     """Returns left, top and size of the bounding square in each slot, in pixels; none overlap.
 
+    As everywhere in the world, a small object lies inside one cell of the grid, a large one inside two by two, so that
+    a layout is no new sight to the world's encoder, and every small object meets as many patches as any other.
+
     Args:
         count: Number of objects, 2 to 5.
         large: Index of the slot that holds the large one; None for small ones only.
     """
-    sizes = [LARGE if slot == large else SMALL for slot in range(count)]
-    if count <= 3:
-        return _in_a_row(sizes, diagonal=count == 3)
-    return [_at(SLOTS[count][slot], size, count, large) for slot, size in enumerate(sizes)]
-
-
-def _in_a_row(sizes: Sequence[int], diagonal: bool) -> list[tuple[int, int, int]]:
-    """Equal gaps between the objects and to the edges, from left to right or down the diagonal."""
-    gap = (IMAGE_SIZE - sum(sizes)) // (len(sizes) + 1)
-    found, left = [], gap
-    for size in sizes:
-        found.append((left, left if diagonal else (IMAGE_SIZE - size) // 2, size))
-        left += size + gap
+    found = []
+    for index, slot in enumerate(SLOTS[count]):
+        size, span = (LARGE, 2) if index == large else (SMALL, 1)
+        corner = SLOTS[count][large] if large is not None else ""
+        column, row = (_cell(slot, span, corner, axis) for axis in (0, 1))
+        room = (span * CELL - size) // 2
+        found.append((column * CELL + room, row * CELL + room, size))
     return found
 
 
-def _at(slot: str, size: int, count: int, large: int | None) -> tuple[int, int, int]:
-    """Two by two: in the middle of a quarter; five: at the corner, the middle one away from a large corner."""
+def _cell(slot: str, span: int, corner: str, axis: int) -> int:
+    """Returns the first column (axis 0) or row (axis 1) of a slot; the middle ones keep clear of a large corner."""
     if slot in _CORNERS:
-        right, below = _CORNERS[slot]
-        inset = (IMAGE_SIZE // 2 - size) // 2 if count == 4 else MARGIN
-        far = IMAGE_SIZE - inset - size
-        return (far if right else inset, far if below else inset, size)
-    middle = (IMAGE_SIZE - size) // 2
-    corner = SLOTS[count][large] if large is not None else slot
-    right, below = _CORNERS.get(corner, (0.5, 0.5))
-    shift = LARGE + 2 * MARGIN - (IMAGE_SIZE - SMALL) // 2  # until it is clear of the large one
-    return (middle + round((1 - 2 * right) * shift), middle + round((1 - 2 * below) * shift), size)
+        return (CELLS - span) * _CORNERS[slot][axis]
+    if slot in _SIDES:  # left and right: at half height
+        return (CELLS - span) * _SIDES[slot] if axis == 0 else CELLS // 2 - 1
+    return 1 if span == 2 or (corner in _CORNERS and _CORNERS[corner][axis] == 1) else 2
 
 
 def area(item: SceneObject) -> float:
@@ -156,6 +148,18 @@ def _scenes(config: SceneSetConfig, rng: random.Random) -> dict[str, dict[str, S
     return found
 
 
+def _drawn_as(config: SceneSetConfig) -> str:
+    """A hash of all that decides what the pictures show."""
+    squares = [[count, large, places(count, large)] for count, slots in SLOTS.items() for large in range(len(slots))]
+    return sha256_json([asdict(config), SLOTS, squares, LARGE, SMALL, _FLOOR, _COLOUR, COLOURS, KINDS])
+
+
+def is_current(folder: Path, config: SceneSetConfig) -> bool:
+    """Says whether a folder holds the set that `write_scene_set` would draw."""
+    file = folder / "objects.json"
+    return file.is_file() and read_json(file).get("drawn_as") == _drawn_as(config)
+
+
 def write_scene_set(folder: Path, config: SceneSetConfig) -> None:
     """Draws all pictures; the folder appears under its name only when it is complete.
 
@@ -177,5 +181,10 @@ def write_scene_set(folder: Path, config: SceneSetConfig) -> None:
         }
         write_json(
             new / "objects.json",
-            {"style": config.style, "seed": config.seed, "size": [IMAGE_SIZE, IMAGE_SIZE], "layouts": layouts},
+            {
+                "style": config.style,
+                "drawn_as": _drawn_as(config),
+                "size": [IMAGE_SIZE, IMAGE_SIZE],
+                "layouts": layouts,
+            },
         )
