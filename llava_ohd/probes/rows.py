@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
+from llava_ohd.probes.classification import Classification
 from llava_ohd.probes.estimates import Estimate, pooled
 from llava_ohd.probes.matching import Cell
 from llava_ohd.probes.retrieval import Retrieval
@@ -24,18 +25,20 @@ SECTIONS = {
     "ior_slot": "IOR: the large one is nearest, by its slot",
     "i2t": "names: nearest of the objects shown, by size (I2T)",
     "toc": "read off a caption by a linear layer, by place (TOC)",
+    "toc_long": "TOC, trained longer",
     "ioc": "read off a picture by a linear layer, by size (IOC)",
+    "ioc_long": "IOC, trained longer",
     "attention": "class token's attention: share that falls on an object",
     "density": "class token's attention per area; looking at nothing in particular is 1",
     "matching": "image-text matching, published scenarios",
-    "crossed": "image-text matching: replaced object, its place, order of the right caption",
+    "crossed": "image-text matching, crossed: size of the replaced object, order of the captions; place of the absent one",
     "mitigation": "image-text matching by way of comparing, all numbers of objects",
     "largest": "where captions name the largest object",
 }
 """Sections in the order of the tables, and their titles."""
 
 _RATIOS = {"density"}
-_HIGHER = {"tor_complete", "ior_complete", "toc", "ioc", "matching", "crossed", "mitigation"}
+_HIGHER = {"tor_complete", "ior_complete", "toc", "toc_long", "ioc", "ioc_long", "matching", "crossed", "mitigation"}
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,24 @@ def _pictures(found: Diagnostics) -> Iterator[Row]:
 
 
 def _probes(found: Diagnostics) -> Iterator[Row]:
-    for count, one in found.text_probe.items():
-        for label, estimate in zip(one.positions, one.accuracy, strict=True):
-            yield Row("toc", _objects(count), label, estimate, one.chance)
+    for section, texts in (("toc", found.text_probe), ("toc_long", found.text_probe_long)):
+        for count, one in texts.items():
+            for label, estimate in zip(one.positions, one.accuracy, strict=True):
+                yield Row(section, _objects(count), label, estimate, one.chance)
+    yield from _by_size("ioc", found.picture_probe, found.large_slots)
+    yield from _by_size("ioc_long", found.picture_probe_long, found.large_slots)
+
+
+def _by_size(section: str, layouts: Mapping[str, Classification], large: Mapping[str, str]) -> Iterator[Row]:
+    """Pools the slots of all layouts with the same number of objects into large and small ones."""
     sizes: dict[tuple[int, str], list[Estimate]] = {}
-    chance = 0.0
-    for name, one in found.picture_probe.items():
-        chance = one.chance
+    for name, one in layouts.items():
         for slot, estimate in zip(one.positions, one.accuracy, strict=True):
-            size = "large" if slot == found.large_slots[name] else "small"
+            size = "large" if slot == large[name] else "small"
             sizes.setdefault((len(one.positions), size), []).append(estimate)
+    chance = next((one.chance for one in layouts.values()), None)
     for (count, size), parts in sorted(sizes.items()):
-        yield Row("ioc", _objects(count), size, pooled(parts, same_items=False), chance)
+        yield Row(section, _objects(count), size, pooled(parts, same_items=False), chance)
 
 
 def _attention(found: Diagnostics) -> Iterator[Row]:
@@ -120,10 +129,13 @@ def _attention(found: Diagnostics) -> Iterator[Row]:
 
 def _matching(found: Diagnostics) -> Iterator[Row]:
     whole = next((one for one in found.matching if one.scorer == "whole"), None)
-    for cell, estimate in whole.cells.items() if whole else ():
+    cells = whole.cells if whole else {}
+    for cell, estimate in sorted(
+        cells.items(), key=lambda item: (item[0].count, item[0].replaced, item[0].order != "same")
+    ):
         if cell.design == "crossed":
-            label = f"{cell.replaced}, {cell.place}, {cell.order} order"
-            yield Row("crossed", _objects(cell.count), label, estimate, 0.5)
+            group = f"{_objects(cell.count)}: {cell.replaced}, {cell.order}"
+            yield Row("crossed", group, cell.place, estimate, 0.5)
     for one in [whole] if whole else []:
         for group in ("scenario 1", "scenario 2"):
             for count in sorted({cell.count for cell in one.cells}):
@@ -134,9 +146,7 @@ def _matching(found: Diagnostics) -> Iterator[Row]:
 
 
 _CROSSED = tuple(
-    (f"{size}/{order}", f"{size} replaced, {order} order")
-    for size in ("large", "small")
-    for order in ("same", "reversed")
+    (f"{size}/{order}", f"{size}, {order} order") for size in ("large", "small") for order in ("same", "reversed")
 )
 
 

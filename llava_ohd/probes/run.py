@@ -14,7 +14,15 @@ from llava_ohd.clip.scorers import make_scorer, read_captions
 from llava_ohd.errors import DataFormatError
 from llava_ohd.probes.attention import ObjectAttention, attention_maps, crop_settings, object_attention
 from llava_ohd.probes.caption_positions import LargestPosition
-from llava_ohd.probes.classification import Classification, picture_classification, text_classification
+from llava_ohd.probes.classification import (
+    LONG,
+    PICTURE,
+    TEXT,
+    Classification,
+    ProbeConfig,
+    picture_classification,
+    text_classification,
+)
 from llava_ohd.probes.estimates import Estimate
 from llava_ohd.probes.matching import Cell, Trial, captions_of, crossed, judge, scenario, shares, shares_by_object
 from llava_ohd.probes.pictures import Layout, ObjectSet, Picture
@@ -77,7 +85,9 @@ class Diagnostics:
         names: I2T by number of objects; positions by size.
         slots: IOR by layout; positions by slot.
         text_probe: TOC by number of objects.
+        text_probe_long: The same, trained longer.
         picture_probe: IOC by layout.
+        picture_probe_long: The same, trained longer.
         large_slots: Which slot of each layout is large.
         attention: By number of objects; positions `large` and `small`.
         attention_slots: By layout.
@@ -93,7 +103,9 @@ class Diagnostics:
     names: Mapping[int, Retrieval]
     slots: Mapping[str, Retrieval]
     text_probe: Mapping[int, Classification]
+    text_probe_long: Mapping[int, Classification]
     picture_probe: Mapping[str, Classification]
+    picture_probe_long: Mapping[str, Classification]
     large_slots: Mapping[str, str]
     attention: Mapping[int, ObjectAttention]
     attention_slots: Mapping[str, ObjectAttention]
@@ -154,8 +166,10 @@ def run(
         pictures_small=_by_size(encoder, by_count, given.single_small, classes),
         names={n: picture_retrieval(_features(encoder, rows), names, classes, rows) for n, rows in by_count.items()},
         slots=_by_slot(encoder, given),
-        text_probe={n: text_classification(*asked, n, form, config.captions, seed=config.seed) for n in counts},
-        picture_probe=_picture_probes(encoder, given),
+        text_probe=_text_probes(encoder, given, counts, config, TEXT),
+        text_probe_long=_text_probes(encoder, given, counts, config, LONG[TEXT]),
+        picture_probe=_picture_probes(encoder, given, PICTURE),
+        picture_probe_long=_picture_probes(encoder, given, LONG[PICTURE]),
         large_slots={layout.name: layout.large for layout in given.layouts},
         attention=attention,
         attention_slots=attention_slots,
@@ -207,10 +221,17 @@ def _written(
     return found
 
 
-def _picture_probes(encoder: _Encoder, given: ObjectSet) -> dict[str, Classification]:
+def _text_probes(
+    encoder: _Encoder, given: ObjectSet, counts: Sequence[int], config: ProbesConfig, trained: ProbeConfig
+) -> dict[int, Classification]:
+    asked = (config.form, config.captions, trained, config.seed)
+    return {n: text_classification(encoder.read, given.classes, n, *asked) for n in track(counts, "probing captions")}
+
+
+def _picture_probes(encoder: _Encoder, given: ObjectSet, trained: ProbeConfig) -> dict[str, Classification]:
     return {
-        layout.name: picture_classification(_features(encoder, layout.pictures), given.classes, layout)
-        for layout in track(given.layouts, "training linear probes")
+        layout.name: picture_classification(_features(encoder, layout.pictures), given.classes, layout, trained)
+        for layout in track(given.layouts, "probing pictures")
     }
 
 

@@ -125,8 +125,8 @@ def _compare(axes: "Axes", panel: Panel, scale: float) -> None:
         axes.axvline(scale * panel.reference, color="#444444", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.set_title(panel.title, fontsize=9, loc="left")
+    axes.set_xlim(left=-3 if scale == 100 else 0, right=103 if scale == 100 else None)
+    axes.set_title(panel.title, fontsize=8, loc="left")
 
 
 def _whiskers(rows: Sequence[Mapping[str, Any]], key: str) -> list[list[float]]:
