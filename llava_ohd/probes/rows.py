@@ -31,7 +31,7 @@ SECTIONS = {
     "attention": "class token's attention: share that falls on an object",
     "density": "class token's attention per area; looking at nothing in particular is 1",
     "matching": "image-text matching, published scenarios",
-    "crossed": "image-text matching, crossed: size of the replaced object, order of the captions; place of the absent one",
+    "crossed": "image-text matching, crossed: size of the replaced object, order of the captions; place of the other",
     "mitigation": "image-text matching by way of comparing, all numbers of objects",
     "largest": "where captions name the largest object",
 }
