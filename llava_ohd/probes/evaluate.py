@@ -10,9 +10,11 @@ from llava_ohd.files import read_json, write_json, write_jsonl
 from llava_ohd.home import from_home
 from llava_ohd.probes.caption_positions import LargestPosition, largest_position, read_areas, read_texts
 from llava_ohd.probes.coco import read_coco_set
+from llava_ohd.probes.diagnostics import Diagnostics, ProbesConfig
 from llava_ohd.probes.pictures import ObjectSet, read_set
-from llava_ohd.probes.rows import Row, as_metrics, as_record, as_table, rows
-from llava_ohd.probes.run import Diagnostics, ProbesConfig, run
+from llava_ohd.probes.rows import Row, as_metrics, as_record, rows
+from llava_ohd.probes.run import run
+from llava_ohd.probes.tables import as_table
 from llava_ohd.results import write_results
 
 __all__ = ["Evaluation", "evaluate", "read_rows"]

@@ -10,7 +10,8 @@ import pytest
 from llava_ohd.probes.estimates import Estimate, pooled, share_of, wilson
 from llava_ohd.probes.evaluate import read_rows
 from llava_ohd.probes.figures import AXES
-from llava_ohd.probes.rows import SECTIONS, as_table
+from llava_ohd.probes.rows import SECTIONS
+from llava_ohd.probes.tables import as_table
 from llava_ohd.world.multi_object import SceneSetConfig, write_scene_set
 
 ROOT = Path(__file__).resolve().parents[2]
