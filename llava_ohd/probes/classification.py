@@ -29,6 +29,7 @@ from llava_ohd.probes.retrieval import Encode, ordinals
 from llava_ohd.probes.sentences import name_together, object_orders
 
 __all__ = [
+    "FEWEST",
     "LONG",
     "PICTURE",
     "TEXT",
@@ -64,6 +65,7 @@ class ProbeConfig:
 
 TEXT = ProbeConfig()
 PICTURE = ProbeConfig(epochs=25, batch=8, train=0.8, test=0.2)
+FEWEST = 20  # items that a linear probe is trained and tested on
 LONG = {
     TEXT: replace(TEXT, epochs=60, batch=64, learning_rate=1e-2),
     PICTURE: replace(PICTURE, epochs=200, batch=64, learning_rate=1e-2),
@@ -106,8 +108,8 @@ def classify(
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(features), generator=generator)
     n_train, n_test = int(config.train * len(order)), int(config.test * len(order))
-    if not n_train or not n_test:
-        raise DataFormatError(f"{len(order)} items are too few for a linear probe; give at least 20")
+    if len(order) < FEWEST:
+        raise DataFormatError(f"{len(order)} items are too few for a linear probe; give at least {FEWEST}")
     train, test = order[:n_train], order[len(order) - n_test :]
     weight, bias = _fit(features[train], labels[train], classes, config, generator)
     with torch.no_grad():

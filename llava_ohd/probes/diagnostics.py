@@ -66,7 +66,7 @@ class Diagnostics:
         slots: IOR by layout; positions by slot.
         text_probe: TOC by number of objects.
         text_probe_long: The same, trained longer.
-        picture_probe: IOC by layout.
+        picture_probe: IOC by layout, where it has pictures enough.
         picture_probe_long: The same, trained longer.
         large_slots: Which slot of each layout is large.
         attention: By number of objects; positions `large` and `small`.

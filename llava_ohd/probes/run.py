@@ -14,6 +14,7 @@ from llava_ohd.errors import DataFormatError
 from llava_ohd.probes.attention import ObjectAttention, attention_maps, crop_settings, object_attention
 from llava_ohd.probes.caption_positions import LargestPosition
 from llava_ohd.probes.classification import (
+    FEWEST,
     LONG,
     PICTURE,
     TEXT,
@@ -150,6 +151,7 @@ def _picture_probes(encoder: _Encoder, given: ObjectSet, trained: ProbeConfig) -
     return {
         layout.name: picture_classification(_features(encoder, layout.pictures), given.classes, layout, trained)
         for layout in track(given.layouts, "probing pictures")
+        if len(layout.pictures) >= FEWEST
     }
 
 
