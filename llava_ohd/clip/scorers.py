@@ -18,7 +18,7 @@ article and adjectives included ("a red ball"); a caption in which none is found
 `most` orders `permuted` takes rotations of shuffles, drawn by the phrases alone. What it sees of a caption does not
 depend on its order, so that captions which differ in the order of their phrases tie exactly.
 
-Source: arXiv 2502.19842, section 5 (splitting); clip-oscope/clip-oscope@59f5a52 *_Sum.py; Oh and Hwang (the mean with
+Source: arXiv 2502.19842 (splitting); clip-oscope/clip-oscope@59f5a52 *_Sum.py; Oh and Hwang (the mean with
 the whole caption).
 """
 

@@ -5,7 +5,7 @@ captions that leave it out are counted apart. If size did not matter, every rank
 relative rank (0 first, 1 last) would be a half on average. The test flips, for each image at once, the sign of its mean
 distance from a half (captions of an image are not independent); two-sided, by the normal distribution.
 
-Source: arXiv 2502.19842, section 5 (LAION and COCO; the histogram's values are not published).
+Source: arXiv 2502.19842 (LAION and COCO; the histogram's values are not published).
 """
 
 from collections import defaultdict

@@ -12,7 +12,7 @@ were held out.
 That is a fixed number of small steps: an encoder whose vectors lie closer together is read worse by them. `LONG` trains
 until the loss hardly moves, so that both are seen.
 
-Source: clip-oscope/clip-oscope@59f5a52; arXiv 2502.19842, section 3.
+Source: clip-oscope/clip-oscope@59f5a52; arXiv 2502.19842
 """
 
 from collections.abc import Sequence

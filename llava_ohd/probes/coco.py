@@ -4,7 +4,7 @@ The area of a name is that of its largest instance; images with a crowd, or wher
 are left out. In COCO position and size are not under control: what stands beside what, and how large, is what
 photographers chose.
 
-Source: https://cocodataset.org/#format-data; arXiv 2502.19842, section 4.2 (largest and smaller objects).
+Source: https://cocodataset.org/#format-data; arXiv 2502.19842 (COCO by size).
 """
 
 from collections.abc import Iterable

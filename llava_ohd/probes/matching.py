@@ -12,7 +12,7 @@ Between the two scenarios, what is replaced, where, and whether the order change
 every combination of replaced {large, small} x its place in the wrong caption x {the right caption in the same order,
 reversed}, one trial of each per picture; the other objects stand in random order.
 
-Source: clip-oscope/clip-oscope@59f5a52 Image_Text_Matching.py; arXiv 2502.19842, section 4.3 and figure 1.
+Source: clip-oscope/clip-oscope@59f5a52 Image_Text_Matching.py; arXiv 2502.19842, image-text matching.
 """
 
 import random

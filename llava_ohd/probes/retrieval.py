@@ -12,7 +12,7 @@ families of numbers, as the released code has them, each with what it rests on:
 Who is an object of an item is known by number of the class, never looked for in text: by substrings "car" is in
 "carrot". Equal cosines share a first place.
 
-Source: arXiv 2502.19842, section 3, tables 1-5; clip-oscope/clip-oscope@59f5a52.
+Source: arXiv 2502.19842, tables 1-5; clip-oscope/clip-oscope@59f5a52.
 """
 
 from collections.abc import Callable, Hashable, Sequence

@@ -4,7 +4,7 @@ Released code takes `combinations` of an ordered list of classes: an earlier pla
 place in the list, so that position is one with identity. Here every object of a set stands in every place equally
 often.
 
-Source: arXiv 2502.19842, section 3; clip-oscope/clip-oscope@59f5a52 (the defect).
+Source: arXiv 2502.19842; clip-oscope/clip-oscope@59f5a52 (the defect).
 """
 
 import random
