@@ -38,10 +38,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--controls-only", action="store_true", help="print what is reached without image and encoder")
     parser.add_argument("--debias", type=Path, metavar="DIR", help="write a split on which controls are at chance")
+    parser.add_argument("--scorer", default="whole", help="how captions are compared (docs/diagnostics_objects.md)")
     parser.add_argument("--out", type=Path, help="default: eval/ENCODER/ohd_caps in the home folder")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffled images, and of --debias")
     given = parser.parse_args()
     given.own_data = given.data != parser.get_default("data")
+    given.kept_as = "ohd_caps" if given.scorer == "whole" else f"ohd_caps-{given.scorer}"
     return given
 
 
@@ -60,7 +62,7 @@ def main() -> None:
             expect(given.encoder)
         rows = sets.read_test_sets(given.data)
         fitting = blind.fitting_rows(given.data, rows, given.fit)
-        out = given.out if given.out or blind_only else evaluation_folder(given.encoder, "ohd_caps", given.own_data)
+        out = given.out if given.out or blind_only else evaluation_folder(given.encoder, given.kept_as, given.own_data)
         controls = blind.blind_accuracies(rows, fitting)
         if blind_only:
             print(blind.table(controls, rows, "OHD-Caps, right without looking, %"))
@@ -72,9 +74,11 @@ def main() -> None:
         for name, part in rows.items() if not blind_only else ():
             folder, images = (out, given.images) if len(rows) == 1 else (out / name, given.images / name)
             images = images if images.is_dir() else given.images
-            asked = Measurement(given.encoder, images, given.data, fitting.source, given.seed)
+            asked = Measurement(given.encoder, images, given.data, fitting.source, given.seed, given.scorer)
             found = measure(asked, part, controls[name], folder)
-            print(f"OHD-Caps {name}, encoder {given.encoder}, {len(part):,} rows of {given.data}")
+            print(
+                f"OHD-Caps {name}, encoder {given.encoder}, scorer {given.scorer}, {len(part):,} rows of {given.data}"
+            )
             print(table(found, fitting.source), f"results: {folder / 'results.json'}", sep="\n")
 
 

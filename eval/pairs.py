@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="pair files of one kind")
     parser.add_argument("--images", type=Path, required=True, help="folder of their images")
     parser.add_argument("--limit_to_existing", action="store_true", help="measure only rows whose images are there")
+    parser.add_argument("--scorer", default="whole", help="how captions are compared (docs/diagnostics_objects.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffled images")
     given = parser.parse_args()
@@ -41,12 +42,16 @@ def main() -> None:
         from llava_ohd import tower
         from llava_ohd.clip.embedding import Images
         from llava_ohd.clip.pairs import existing, image_names, metrics, predictions, read_all, score
+        from llava_ohd.clip.scorers import cost_settings, make_scorer
+        from llava_ohd.ohd_caps.vocabulary import PHOTO_VOCABULARY
 
         encoder = tower.check(tower.resolve(given.encoder))
+        scorer = make_scorer(given.scorer, PHOTO_VOCABULARY)
         read, excluded = read_all(given.data)
         items = existing(read, given.images, given.limit_to_existing)
         images = Images(given.images, image_names(items), tower.load_processor(encoder.path))
-        scores = score(tower.load(encoder.path), tower.load_tokenizer(encoder.path), images, items, given.seed)
+        model, tokenizer = tower.load(encoder.path), tower.load_tokenizer(encoder.path)
+        scores = score(model, tokenizer, images, items, given.seed, scorer)
         write_jsonl(given.out / "predictions.jsonl", predictions(scores))
         write_results(
             given.out / "results.json",
@@ -57,7 +62,8 @@ def main() -> None:
             n=len(items),
             complete=len(items) == len(read),
             encoder={"name": encoder.name, "digest": encoder.digest},
-            settings={"rows_without_image": len(read) - len(items), "not_valid": excluded, "shuffle_seed": given.seed},
+            settings={"rows_without_image": len(read) - len(items), "not_valid": excluded, "shuffle_seed": given.seed}
+            | cost_settings(scorer, scores.cost),
         )
         print(f"pairs, {given.encoder}, {len(given.data)} files, {len(items)} of {len(read)} rows with their images")
         print_metrics(metrics(scores), width=28)

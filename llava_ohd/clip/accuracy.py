@@ -11,13 +11,15 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from llava_ohd.clip.batching import image_names
-from llava_ohd.clip.embedding import Images, embed_captions, embed_images
+from llava_ohd.clip.embedding import Images, embed_images
+from llava_ohd.clip.scorers import WHOLE, Scorer, read_captions
 from llava_ohd.ohd_caps.records import STRATEGIES, OhdRow
 from llava_ohd.records import Metric
 
@@ -35,12 +37,14 @@ class Scores:
         cosines: One vector (1 + K,) float32 per row, the right caption at index 0.
         shuffled: The same captions with the image of another row; empty where there is only one image.
         mean_image: The same captions with the mean of all images' embeddings; empty where there is only one image.
+        cost: Different captions, and texts that were encoded for them.
     """
 
     rows: Sequence[OhdRow]
     cosines: Sequence[Tensor]
     shuffled: Sequence[Tensor] = ()
     mean_image: Sequence[Tensor] = ()
+    cost: tuple[int, int] = (0, 0)
 
 
 def derangement(n: int, seed: int) -> list[int]:
@@ -57,7 +61,9 @@ def derangement(n: int, seed: int) -> list[int]:
     return order
 
 
-def score(model: Any, tokenizer: Any, images: Images, rows: Sequence[OhdRow], seed: int = 0) -> Scores:
+def score(
+    model: Any, tokenizer: Any, images: Images, rows: Sequence[OhdRow], seed: int = 0, scorer: Scorer = WHOLE
+) -> Scores:
     """Compares every image with its captions, each image and each different caption embedded once.
 
     Args:
@@ -66,28 +72,30 @@ def score(model: Any, tokenizer: Any, images: Images, rows: Sequence[OhdRow], se
         images: The images in `image_names(rows)` order.
         rows: The rows.
         seed: Decides which image replaces which in the control.
+        scorer: How a caption is compared with an image.
     """
     place = {name: index for index, name in enumerate(image_names(rows))}
-    texts, which = embed_captions(model, tokenizer, [caption for row in rows for caption in row.captions])
+    read = read_captions(model, tokenizer, [caption for row in rows for caption in row.captions], scorer)
     seen = embed_images(model, images)
-    captions = which.split([len(row.captions) for row in rows])
+    captions = _numbered(rows)
     own = [place[row.image] for row in rows]
-    cosines = [_cosines(texts, which, seen[image]) for which, image in zip(captions, own, strict=True)]
+    cosines = [read.cosines(which, seen[image]) for which, image in zip(captions, own, strict=True)]
     if len(place) == 1:
-        return Scores(rows, cosines)
+        return Scores(rows, cosines, cost=read.cost)
     other, mean = derangement(len(place), seed), F.normalize(seen.mean(0), dim=-1)
     return Scores(
         rows,
         cosines,
-        [_cosines(texts, which, seen[other[image]]) for which, image in zip(captions, own, strict=True)],
-        [_cosines(texts, which, mean) for which in captions],
+        [read.cosines(which, seen[other[image]]) for which, image in zip(captions, own, strict=True)],
+        [read.cosines(which, mean) for which in captions],
+        read.cost,
     )
 
 
-def _cosines(texts: Tensor, which: Tensor, image: Tensor) -> Tensor:
-    """Compares each different caption once: a product of equal rows need not be equal to the last bit."""
-    different, place = which.unique(return_inverse=True)
-    return (texts[different] @ image)[place]
+def _numbered(rows: Sequence[OhdRow]) -> list[range]:
+    """Returns the numbers of each row's captions, where those of all rows are counted through."""
+    ends = list(accumulate(len(row.captions) for row in rows))
+    return [range(end - len(row.captions), end) for row, end in zip(rows, ends, strict=True)]
 
 
 def is_right(cosines: Tensor) -> bool:

@@ -8,10 +8,12 @@ from llava_ohd import tower
 from llava_ohd.clip.accuracy import metrics, predictions, score
 from llava_ohd.clip.batching import image_names
 from llava_ohd.clip.embedding import Images
+from llava_ohd.clip.scorers import cost_settings, make_scorer
 from llava_ohd.files import write_jsonl
 from llava_ohd.home import from_home
 from llava_ohd.ohd_caps.blind import TITLES
 from llava_ohd.ohd_caps.records import OhdRow
+from llava_ohd.ohd_caps.vocabulary import PHOTO_VOCABULARY
 from llava_ohd.records import Metric
 from llava_ohd.results import write_results
 
@@ -43,6 +45,7 @@ class Measurement:
         data: What the rows were read from.
         fitted_on: What fitted controls were fitted on.
         seed: Of the shuffled images.
+        scorer: How a caption is compared with an image, of `scorers.SCORERS`.
     """
 
     encoder: str
@@ -50,6 +53,7 @@ class Measurement:
     data: Path
     fitted_on: str
     seed: int = 0
+    scorer: str = "whole"
 
 
 def measure(given: Measurement, rows: Sequence[OhdRow], controls: Mapping[str, float], out: Path) -> list[Metric]:
@@ -65,8 +69,10 @@ def measure(given: Measurement, rows: Sequence[OhdRow], controls: Mapping[str, f
         The metrics, those of the controls as `control_NAME`.
     """
     encoder = tower.check(tower.resolve(given.encoder))
+    scorer = make_scorer(given.scorer, _vocabulary(rows))
     images = Images(given.images, image_names(rows), tower.load_processor(encoder.path))
-    scores = score(tower.load(encoder.path), tower.load_tokenizer(encoder.path), images, rows, given.seed)
+    model, tokenizer = tower.load(encoder.path), tower.load_tokenizer(encoder.path)
+    scores = score(model, tokenizer, images, rows, given.seed, scorer)
     found = metrics(scores)
     found += [Metric(f"control_{name}", value, len(rows), "none") for name, value in controls.items()]
     write_jsonl(out / "predictions.jsonl", predictions(scores))
@@ -78,9 +84,16 @@ def measure(given: Measurement, rows: Sequence[OhdRow], controls: Mapping[str, f
         data_set=from_home(given.data),
         n=len(rows),
         encoder={"name": given.encoder, "digest": encoder.digest},
-        settings={"shuffle_seed": given.seed, "controls_fitted_on": given.fitted_on, "interval": "Wilson, 95 %"},
+        settings={"shuffle_seed": given.seed, "controls_fitted_on": given.fitted_on, "interval": "Wilson, 95 %"}
+        | cost_settings(scorer, scores.cost),
     )
     return found
+
+
+def _vocabulary(rows: Sequence[OhdRow]) -> list[str]:
+    """The objects that captions are searched for: those that the rows name, and those of photographs."""
+    named = (name for row in rows for name in (*row.objects, *(n for neg in row.negatives for n in neg.objects)))
+    return list(dict.fromkeys([*PHOTO_VOCABULARY, *(name.lower() for name in named)]))
 
 
 def table(metrics: Iterable[Metric], fitted_on: str) -> str:

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from llava_ohd.clip.accuracy import derangement, interval
-from llava_ohd.clip.embedding import Images, embed_captions, embed_images
+from llava_ohd.clip.embedding import Images, embed_images
+from llava_ohd.clip.scorers import WHOLE, Scorer, read_captions
 from llava_ohd.errors import DataFormatError, ImageError
 from llava_ohd.files import read_json
 from llava_ohd.ohd_caps.controls import shortest
@@ -96,11 +97,13 @@ class PairScores:
         items: The items, all of one kind.
         cosines: Per item (1, 2) for a `Pair`: image with caption and negative; (2, 2) for a `Matching`: image, caption.
         shuffled: The same with other images of the file; empty where there is but one.
+        cost: Different captions, and texts that were encoded for them.
     """
 
     items: Sequence[Pair | Matching]
     cosines: Sequence[Tensor]
     shuffled: Sequence[Tensor]
+    cost: tuple[int, int] = (0, 0)
 
 
 def read_pairs(file: Path) -> tuple[list[Pair] | list[Matching], int]:
@@ -207,7 +210,14 @@ def existing(items: Sequence[Any], folder: Path, limit: bool) -> list[Any]:
     return kept
 
 
-def score(model: Any, tokenizer: Any, images: Images, items: Sequence[Pair | Matching], seed: int = 0) -> PairScores:
+def score(
+    model: Any,
+    tokenizer: Any,
+    images: Images,
+    items: Sequence[Pair | Matching],
+    seed: int = 0,
+    scorer: Scorer = WHOLE,
+) -> PairScores:
     """Compares every image with the captions of its item.
 
     Args:
@@ -216,22 +226,18 @@ def score(model: Any, tokenizer: Any, images: Images, items: Sequence[Pair | Mat
         images: The images in `image_names(items)` order.
         items: The items, all of one kind.
         seed: Decides which image replaces which in the control.
+        scorer: How a caption is compared with an image.
     """
     place = {name: index for index, name in enumerate(image_names(items))}
-    texts, which = embed_captions(model, tokenizer, [caption for item in items for caption in _captions(item)])
+    read = read_captions(model, tokenizer, [caption for item in items for caption in _captions(item)], scorer)
     seen = embed_images(model, images)
     other = derangement(len(place), seed) if len(place) > 1 else []
     own = [[place[name] for name in _images(item)] for item in items]
-    pairs = which.split(2)
-    cosines = [_cosines(texts, pair, seen[index]) for pair, index in zip(pairs, own, strict=True)]
+    pairs = [range(start, start + 2) for start in range(0, 2 * len(items), 2)]
+    cosines = [read.cosines(pair, seen[index]) for pair, index in zip(pairs, own, strict=True)]
     shuffled = [[other[index] for index in row] for row in own] if other else []
-    return PairScores(items, cosines, [_cosines(texts, pair, seen[row]) for pair, row in zip(pairs, shuffled)])  # noqa: B905
-
-
-def _cosines(texts: Tensor, captions: Tensor, images: Tensor) -> Tensor:
-    """Returns (images, 2); captions with the same tokens are compared once, so that they tie exactly."""
-    different, place = captions.unique(return_inverse=True)
-    return (images @ texts[different].T)[:, place]
+    other_cosines = [read.cosines(pair, seen[row]) for pair, row in zip(pairs, shuffled)]  # noqa: B905
+    return PairScores(items, cosines, other_cosines, read.cost)
 
 
 def metrics(scores: PairScores) -> list[Metric]:
