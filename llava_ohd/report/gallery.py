@@ -16,7 +16,7 @@ from llava_ohd.evals.pope import PopeQuestion
 from llava_ohd.report.benchmarks import Run, Truth
 from llava_ohd.report.comparison import Pairs
 
-__all__ = ["Card", "Flip", "cards", "count_flips", "flips"]
+__all__ = ["Card", "Flip", "cards", "count_flips", "embedded", "flips"]
 
 _WIDEST = 320  # pixels; larger images are made smaller
 
@@ -111,7 +111,7 @@ def cards(pairs: Pairs, truth: Truth, images: Path, *, limit: int = 9) -> dict[s
         step = max(1.0, len(names) / limit)
         chosen = [names[int(place * step)] for place in range(min(limit, len(names)))]
         gallery[kind] = [
-            Card(name, _embedded(images / name), tuple(by_image[name]), _captions(name, described, truth))
+            Card(name, embedded(images / name), tuple(by_image[name]), _captions(name, described, truth))
             for name in chosen
         ]
     return gallery
@@ -135,7 +135,7 @@ def _marked(text: str, present: frozenset[str], vocabulary: Vocabulary) -> str:
     return "".join([*parts, html.escape(text[end:])])
 
 
-def _embedded(path: Path) -> str:
+def embedded(path: Path) -> str:
     """Returns the image as a data URL (PNG; pixels are kept, larger images made smaller)."""
     try:
         with Image.open(path) as image:
