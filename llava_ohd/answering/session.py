@@ -84,6 +84,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
             f"{folder.path} was trained on the encoder with digest {folder.encoder['digest'][:12]}, "
             f"not on {session.encoder!r} ({encoder.digest[:12]}); give the encoder that belongs to it, or its own model"
         )
+    if os.environ.get("RANK", "0") == "0":
+        print(f"model: {from_home(folder.path)}")
     if folder.swapped:
         before = folder.swapped["trained_on"]
         print(

@@ -188,11 +188,10 @@ def parse(arguments: list[str], description: str) -> tuple[ModelArguments, DataA
             raise LlavaOhdError(f"--{name} {value}: only {choice} is supported; leave the flag out or give that")
     _check_launcher(training)
     training.stage = stage_of(model, training, _zero_stage(training))
-    own_rates = [name for name in ("mm_projector_lr", "mm_vision_tower_lr") if getattr(training, name) is not None]
-    if training.deepspeed and own_rates and "optimizer" in _zero(training.deepspeed):
+    if training.deepspeed and "optimizer" in _zero(training.deepspeed):
         raise LlavaOhdError(
-            f"{training.deepspeed} has an 'optimizer', with which --{own_rates[0]} would have no effect; remove that "
-            "part (zero_configs/ has files without)"
+            f"{training.deepspeed} has an 'optimizer', which would take the place of --optim and --learning_rate, and "
+            "leave --mm_projector_lr without effect; remove that part (zero_configs/ has files without)"
         )
     return model, data, training
 

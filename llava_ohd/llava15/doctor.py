@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
     config: Config = parser.parse_args_into_dataclasses(arguments)[0]
     if config.policy not in _POLICIES or config.version not in TEMPLATES:
         raise DataFormatError(f"--policy is one of {', '.join(_POLICIES)}, --version one of {', '.join(TEMPLATES)}")
+    if config.fix is not None and config.fix.resolve() == config.data_path.resolve():
+        raise DataFormatError(f"--fix {config.fix} is --data_path, which would be lost; give another file")
     checks = Checks(
         config.data_path,
         config.image_folder,

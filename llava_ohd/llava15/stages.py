@@ -42,6 +42,9 @@ def stage_of(model: Any, training: Any, zero_stage: int | None) -> str:
             "--tune_mm_mlp_adapter True (stage projector) and --lora_enable True (stage lora) exclude each other; give "
             "one of them, or neither for full fine-tuning"
         )
+    for name in ("lora_r", "lora_alpha", "per_device_train_batch_size"):
+        if getattr(training, name, 1) < 1:
+            raise LlavaOhdError(f"--{name} {getattr(training, name)}: give a number of at least 1")
     stage = "projector" if model.tune_mm_mlp_adapter else "lora" if training.lora_enable else "full"
     if training.bits != 16:
         _check_quantized_stage(stage, training.bits, zero_stage)

@@ -10,11 +10,13 @@ One process, or one per GPU (deepspeed, torchrun); without GPU the ranks talk by
 Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 """
 
+import os
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from llava_ohd.errors import LlavaOhdError
 from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.llava15.flags import check_paths, prepare, translate
 from llava_ohd.llava15.run_record import identity, llava_config, projector_sha256, refuse_other_run
@@ -56,6 +58,10 @@ def train(arguments: list[str], description: str = "") -> Path | None:
         from llava_ohd.llava15.arguments import parse
 
         parsed = parse(arguments, description)
+        if parsed[2].deepspeed and "RANK" not in os.environ:
+            raise LlavaOhdError(
+                "--deepspeed needs a launcher; start `deepspeed --num_gpus 1 scripts/finetune_llava.py`, or torchrun"
+            )
         check_trackers(parsed[2].report_to or [])
         run = Run(*parsed)
         for note in [*prepared, *notes]:
@@ -211,6 +217,10 @@ class Run:
         checkpoint = last_checkpoint(self.folder, self.fingerprint, self.say)
         if checkpoint is not None:
             self.say(f"going on from {checkpoint}")
+        if self.model.pretrain_mm_mlp_adapter is None and not self.model.tune_mm_mlp_adapter:
+            self.say(
+                "NOTE: the projector starts at random; LLaVA-1.5 gives stage projector's: --pretrain_mm_mlp_adapter"
+            )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.first:
             write_json(self.folder / "curve.json", curve(trainer.state.log_history))
@@ -245,6 +255,8 @@ class Run:
                 f"not registered: {name!r} is another encoder; evaluate with --encoder {path} --model {self.folder}"
             )
             return
+        before = known.get(name, {}).get("model")
         with without_zero3():
             tower.register(name, path, model=self.folder)
-        self.say(f"registered as the model of encoder {name!r}")
+        instead = f", in place of {before}" if before and Path(before).resolve() != self.folder else ""
+        self.say(f"registered as the model of encoder {name!r}{instead}")

@@ -97,6 +97,8 @@ BASE = "--model_name_or_path lm --vision_tower ours --data_path rows.json --imag
         ("--resume_from_checkpoint out/checkpoint-4", "only None"),
         ("--save_only_model True", "--save_only_model True: only False"),
         ("--evaluation_strategy steps --eval_steps 5", "eval_strategy .*only no"),
+        ("--lora_enable True --lora_r 0", "--lora_r 0: give a number of at least 1"),
+        ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0: give a number of at least 1"),
         ("--push_to_hub True", "--push_to_hub True: only False"),
         ("""--accelerator_config '{"even_batches": false}'""", "--accelerator_config .*not supported"),
     ],
@@ -138,9 +140,10 @@ def test_everything_that_changes_weights_is_recorded(tmp_path: Path) -> None:
 
 def test_an_optimizer_of_deepspeed_would_hide_the_projectors_rate(tmp_path: Path) -> None:
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}')
-    more = f"--lora_enable True --mm_projector_lr 2e-5 --deepspeed {tmp_path / 'zero.json'} --use_cpu True"
-    with pytest.raises(LlavaOhdError, match="would have no effect"):
-        parse(shlex.split(f"{BASE} {more}"), "")
+    for rate in ("--mm_projector_lr 2e-5", ""):
+        more = f"--lora_enable True {rate} --deepspeed {tmp_path / 'zero.json'} --use_cpu True"
+        with pytest.raises(LlavaOhdError, match=r"has an 'optimizer'.*remove that part"):
+            parse(shlex.split(f"{BASE} {more}"), "")
 
 
 def test_wrong_paths_are_named(tmp_path: Path, tiny_encoder_dir: Path) -> None:

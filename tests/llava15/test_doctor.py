@@ -242,3 +242,12 @@ def test_training_takes_the_verdicts(broken: Path, tiny_llama_dir: Path) -> None
     (broken / "rows.json").write_text(json.dumps(ROWS[:3]))
     with pytest.raises(DataFormatError, match="data_sha256 differ"):
         left_out(looked, "skip", manifest, broken / "run", said.append)
+
+
+def test_the_mended_file_never_takes_the_place_of_the_input(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([row("a", None)]))
+    before = rows.read_bytes()
+    with pytest.raises(DataFormatError, match="is --data_path, which would be lost"):
+        main(["--data_path", str(rows), "--image_folder", str(tmp_path), "--fix", str(tmp_path / "." / "rows.json")])
+    assert rows.read_bytes() == before
