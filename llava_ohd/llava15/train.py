@@ -58,10 +58,6 @@ def train(arguments: list[str], description: str = "") -> Path | None:
         from llava_ohd.llava15.arguments import parse
 
         parsed = parse(arguments, description)
-        if parsed[2].deepspeed and "RANK" not in os.environ:
-            raise LlavaOhdError(
-                "--deepspeed needs a launcher; start `deepspeed --num_gpus 1 scripts/finetune_llava.py`, or torchrun"
-            )
         check_trackers(parsed[2].report_to or [])
         run = Run(*parsed)
         for note in [*prepared, *notes]:
@@ -106,6 +102,10 @@ class Run:
             read(self.folder)
             self.say(f"{self.folder} is finished already")
         else:
+            if self.training.deepspeed and "RANK" not in os.environ:
+                raise LlavaOhdError(
+                    "--deepspeed needs a launcher: `deepspeed --num_gpus 1 scripts/finetune_llava.py`, or torchrun"
+                )
             trainer = self._trainer()
             self._train(trainer)
         if self.first and self.training.stage != "projector":
