@@ -13,7 +13,7 @@ from llava_ohd.errors import DataFormatError, ImageError, ModelFormatError
 from llava_ohd.files import sha256_file, sha256_json
 from llava_ohd.home import from_home
 from llava_ohd.records import Question
-from llava_ohd.training.launch import said_once
+from llava_ohd.training.launch import is_first, said_once
 
 __all__ = ["Session", "ask", "ask_server"]
 
@@ -84,7 +84,7 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
             f"{folder.path} was trained on the encoder with digest {folder.encoder['digest'][:12]}, "
             f"not on {session.encoder!r} ({encoder.digest[:12]}); give the encoder that belongs to it, or its own model"
         )
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"model: {from_home(folder.path)}")
     if folder.swapped:
         before = folder.swapped["trained_on"]

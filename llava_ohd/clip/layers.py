@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["feed_forward", "heads", "run_layer"]
+__all__ = ["after_attention", "feed_forward", "heads", "projected", "run_layer"]
 
 _SLOPE = 1.702
 
@@ -46,6 +46,20 @@ def feed_forward(mlp: Any, states: Tensor) -> Tensor:
 def heads(states: Tensor, head_dim: int) -> Tensor:
     """Splits (B, L, C) into heads: (B, C / head_dim, L, head_dim)."""
     return states.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def projected(layer: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns a layer's queries, keys and values (B, H, N, C / H) of states (B, N, C)."""
+    attention, normed = layer.self_attn, layer.layer_norm1(states)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    query, key, value = (heads(projection(normed), attention.head_dim) for projection in projections)
+    return query, key, value
+
+
+def after_attention(layer: Any, states: Tensor, mixed: Tensor) -> Tensor:
+    """Returns a layer's output (B, N, C), given what its attention has mixed (B, H, N, C / H)."""
+    states = states + layer.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    return states + feed_forward(layer.mlp, layer.layer_norm2(states))
 
 
 def run_layer(run: Callable[..., Tensor], layer: Any, *inputs: Any) -> Tensor:

@@ -13,12 +13,22 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from llava_ohd.errors import DataFormatError
 from llava_ohd.evals.dense_items import WordItem
 from llava_ohd.records import Metric
 
-__all__ = ["Judged", "average_precision", "pearson", "score", "seetrue_entailment", "spearman"]
+__all__ = [
+    "Judged",
+    "average_precision",
+    "f_clip_score",
+    "is_hit",
+    "pearson",
+    "score",
+    "seetrue_entailment",
+    "spearman",
+]
 
 _MARKS = '.,!"?;: '
 
@@ -91,11 +101,16 @@ def _foil(judged: Sequence[Judged]) -> list[Metric]:
 
 def _lowest(one: Judged) -> float:
     """F-CLIPScore of the FOIL protocols: the lowest word, whatever its sign."""
-    return (1 - max(one.cosine, 0.0)) * min(score for _, score in one.words)
+    return f_clip_score(one.cosine, [score for _, score in one.words], None)
+
+
+def is_hit(words: Sequence[Sequence[Any]], wrong: str) -> bool:
+    """Says whether the lowest of words with scores is the wrong one, whatever its case."""
+    return bool(min(words, key=lambda word: word[1])[0].lower() == wrong.lower())
 
 
 def _localisation(name: str, foils: Sequence[Judged]) -> list[Metric]:
-    hits = [min(one.words, key=lambda word: word[1])[0].lower() == one.item.wrong[0].lower() for one in foils]
+    hits = [is_hit(one.words, one.item.wrong[0]) for one in foils]
     return [Metric(name, _mean(hits), len(hits), "higher")] if hits else []
 
 
@@ -137,7 +152,7 @@ def _hat(judged: Sequence[Judged], threshold: float) -> list[Metric]:
 
 
 def _thresholded(one: Judged, threshold: float) -> float:
-    return (1 - max(one.cosine, 0.0)) * sum(score for _, _, score in one.flagged(threshold))
+    return f_clip_score(one.cosine, [score for _, _, score in one.flagged(threshold)], threshold)
 
 
 def _spans(one: Judged, threshold: float) -> list[tuple[str, float]]:
@@ -198,6 +213,20 @@ def _agreement(judged: Sequence[Judged], threshold: float) -> list[Metric]:
 
 
 # --- numbers
+
+
+def f_clip_score(cosine: float, words: Sequence[float], threshold: float | None) -> float:
+    """Returns (1 - cosine) times the sum of the words below the threshold; 0 where there is none, else negative.
+
+    Args:
+        cosine: Of image and caption; below 0 it counts as 0.
+        words: Attributions of the words.
+        threshold: None: the lowest word stands for the sum, whatever its sign, as in the FOIL protocols.
+
+    Source: Nam et al., arXiv 2412.18404; naver-ai/clip4dm @ cb9e52d, main.py.
+    """
+    wrong = min(words) if threshold is None else sum(word for word in words if word < threshold)
+    return (1 - max(cosine, 0.0)) * wrong
 
 
 def average_precision(labels: Sequence[bool], scores: Sequence[float]) -> float:

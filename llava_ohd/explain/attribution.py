@@ -19,14 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_ohd.clip.layers import feed_forward, heads
+from llava_ohd.clip.layers import after_attention, projected
 from llava_ohd.errors import OptionError
 
 __all__ = ["VARIANTS", "Attribution", "attribute"]
 
 VARIANTS = ("clip4dm", "relu", "rollout")
-
-Projections = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,27 +81,13 @@ def _read(text: Any, tokens_BN: Tensor, layers: int) -> Tensor:
     embeddings = text.embeddings
     states = embeddings.token_embedding(tokens_BN) + embeddings.position_embedding.weight[: tokens_BN.shape[1]]
     for layer in text.encoder.layers[:layers]:
-        states = _layer(layer, states, _projected(layer, states))
+        states = _layer(layer, states, projected(layer, states))
     return states
 
 
-def _layer(layer: Any, states_BNC: Tensor, projected: Projections) -> Tensor:
-    query, key, value = projected
-    return _after(layer, states_BNC, F.scaled_dot_product_attention(query, key, value, is_causal=True))
-
-
-def _projected(layer: Any, states_BNC: Tensor) -> Projections:
-    """Returns a layer's queries, keys and values (B, H, N, C/H)."""
-    attention, normed = layer.self_attn, layer.layer_norm1(states_BNC)
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (heads(projection(normed), attention.head_dim) for projection in projections)
-    return query, key, value
-
-
-def _after(layer: Any, states_BNC: Tensor, mixed_BHNC: Tensor) -> Tensor:
-    """Returns a layer's output, given what its attention has mixed."""
-    states_BNC = states_BNC + layer.self_attn.out_proj(mixed_BHNC.transpose(1, 2).flatten(2))
-    return states_BNC + feed_forward(layer.mlp, layer.layer_norm2(states_BNC))
+def _layer(layer: Any, states_BNC: Tensor, of_all: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    query, key, value = of_all
+    return after_attention(layer, states_BNC, F.scaled_dot_product_attention(query, key, value, is_causal=True))
 
 
 def _weights(query: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
@@ -126,13 +110,13 @@ def _of_the_end(
     seen = []
     for layer in model.text_model.encoder.layers[-layers:]:
         with torch.no_grad():
-            of_all = _projected(layer, states_BNC)
+            of_all = projected(layer, states_BNC)
             states_BNC = _layer(layer, states_BNC, of_all)
-        query, own_key, own_value = _projected(layer, end_B1C)
+        query, own_key, own_value = projected(layer, end_B1C)
         key, value = (part.clone() for part in of_all[1:])
         key[rows, :, ends], value[rows, :, ends] = own_key[:, :, 0], own_value[:, :, 0]
         seen.append(_weights(query, key, hidden_BN[:, None, None]))
-        end_B1C = _after(layer, end_B1C, seen[-1] @ value)
+        end_B1C = after_attention(layer, end_B1C, seen[-1] @ value)
     cosines = _cosine(model, end_B1C[:, 0], images_BD)
     gradients = torch.autograd.grad(cosines.sum(), seen)
     total = torch.zeros_like(hidden_BN, dtype=torch.float32)
@@ -151,9 +135,9 @@ def _whole(
     states_BNC.requires_grad_()
     seen = []
     for layer in model.text_model.encoder.layers[-layers:]:
-        query, key, value = _projected(layer, states_BNC)
+        query, key, value = projected(layer, states_BNC)
         seen.append(_weights(query, key, hidden_NN))
-        states_BNC = _after(layer, states_BNC, seen[-1] @ value)
+        states_BNC = after_attention(layer, states_BNC, seen[-1] @ value)
     cosines = _cosine(model, states_BNC[rows, ends], images_BD)
     gradients = torch.autograd.grad((cosines * model.logit_scale.exp()).sum(), seen)
     rollout = torch.eye(count, dtype=cosines.dtype, device=ends.device).expand(len(ends), -1, -1)

@@ -70,7 +70,7 @@ def explain_captions(
     """
     names = list(dict.fromkeys(caption.image for caption in captions))
     place = {name: number for number, name in enumerate(names)}
-    parts = [[part for part in _parts(caption.text, by)] for caption in captions]
+    parts = [_parts(caption.text, by) for caption in captions]
     pairs = [(place[one.image], text) for one, rows in zip(captions, parts, strict=True) for _, text in rows]
     model = tower.load(encoder).eval().requires_grad_(False)
     images = Images(folder, names, tower.load_processor(encoder))

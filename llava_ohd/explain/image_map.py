@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_ohd.clip.layers import feed_forward, heads, run_layer
+from llava_ohd.clip.layers import after_attention, projected
 
 __all__ = ["image_maps"]
 
@@ -32,27 +32,16 @@ def image_maps(model: Any, pixels_BCHW: Tensor, texts_BD: Tensor, signed: bool =
     with torch.no_grad():
         states_BNC = vision.pre_layrnorm(vision.embeddings(pixels_BCHW.to(model.device)))
         for layer in before:
-            states_BNC = run_layer(_whole_layer, layer, states_BNC)
-        attention, normed = last.self_attn, last.layer_norm1(states_BNC)
-        query = heads(attention.q_proj(normed[:, :1]), attention.head_dim)
-        key, value = (heads(part(normed), attention.head_dim) for part in (attention.k_proj, attention.v_proj))
-        weights = (query @ key.transpose(2, 3) * attention.head_dim**-0.5).softmax(-1)
+            mixed = F.scaled_dot_product_attention(*projected(layer, states_BNC))
+            states_BNC = after_attention(layer, states_BNC, mixed)
+        query, key, value = projected(last, states_BNC)
+        weights = (query[:, :, :1] @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1)
     with torch.enable_grad():
         weights.requires_grad_()
-        state = states_BNC[:, :1] + attention.out_proj((weights @ value).transpose(1, 2).flatten(2))
-        state = state + feed_forward(last.mlp, last.layer_norm2(state))
+        state = after_attention(last, states_BNC[:, :1], weights @ value)
         seen = F.normalize(model.visual_projection(vision.post_layernorm(state[:, 0])), dim=-1)
         cosine = (seen * F.normalize(texts_BD.to(model.device).float(), dim=-1)).sum()
         [gradient] = torch.autograd.grad(cosine, [weights])
     product = (weights.detach() * gradient)[:, :, 0, 1:]
     side = round(product.shape[-1] ** 0.5)
     return (product if signed else product.relu()).mean(1).unflatten(-1, (side, side)).cpu()
-
-
-def _whole_layer(layer: Any, states_BNC: Tensor) -> Tensor:
-    attention, normed = layer.self_attn, layer.layer_norm1(states_BNC)
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (heads(part(normed), attention.head_dim) for part in projections)
-    mixed = F.scaled_dot_product_attention(query, key, value)
-    states_BNC = states_BNC + attention.out_proj(mixed.transpose(1, 2).flatten(2))
-    return states_BNC + feed_forward(layer.mlp, layer.layer_norm2(states_BNC))

@@ -6,6 +6,8 @@ Two metrics are published as F-CLIPScore: that of Nam et al. (arXiv 2412.18404),
 
 from collections.abc import Sequence
 
+from llava_ohd.evals.dense import f_clip_score
+
 __all__ = ["clip_score", "f_clip_score", "noun_clip_score", "ref_clip_score"]
 
 _LEAST = 1e-7
@@ -23,20 +25,6 @@ def ref_clip_score(cosine: float, references: Sequence[float]) -> float:
     """
     one, other = clip_score(cosine), max(0.0, *references)
     return 2 * one * other / (one + other) if one and other else 0.0
-
-
-def f_clip_score(cosine: float, words: Sequence[float], threshold: float | None) -> float:
-    """Returns (1 - cosine) times the sum of the words below the threshold; 0 where there is none, else negative.
-
-    Args:
-        cosine: Of image and caption; below 0 it counts as 0.
-        words: Attributions of the words.
-        threshold: None: the lowest word stands for the sum, whatever its sign, as in the FOIL protocols.
-
-    Source: Nam et al., arXiv 2412.18404; naver-ai/clip4dm @ cb9e52d, main.py.
-    """
-    wrong = min(words) if threshold is None else sum(word for word in words if word < threshold)
-    return (1 - max(cosine, 0.0)) * wrong
 
 
 def noun_clip_score(caption: float, nouns: Sequence[float], scale: float = 100.0) -> float:

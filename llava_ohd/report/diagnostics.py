@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from llava_ohd import tower
 from llava_ohd.clip.embedding import Images
 from llava_ohd.errors import DataFormatError
+from llava_ohd.evals.dense import is_hit
 from llava_ohd.evals.pope import object_of
 from llava_ohd.files import read_json, read_jsonl, write_json, write_text
 from llava_ohd.probes.attention import attention_maps
@@ -138,7 +139,7 @@ def _words(sources: Sources) -> dict[str, Any]:
 
 
 def _hit(row: Mapping[str, Any]) -> bool:
-    return bool(min(row["words"], key=lambda word: word[1])[0].lower() == row["wrong"][0].lower())
+    return is_hit(row["words"], row["wrong"][0])
 
 
 def _example(sources: Sources, stock: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
