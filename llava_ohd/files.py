@@ -174,18 +174,27 @@ def remove_folder(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Lets one process or thread at a time read and rewrite the file `path`.
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Lets one process or thread at a time read and rewrite the file `path`, or what else that name stands for.
+
+    Args:
+        path: The lock is a file beside it, which stays.
+        wait: Whether to wait for another process that has it.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError: the disk is full or not writable; or another process has it, and there is no waiting.
     """
     import fcntl
 
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"another process is at work in {path.parent}; wait for its end, or give another folder"
+                ) from None
             yield
 
 

@@ -25,7 +25,7 @@ from llava_ohd.training.launch import quiet
 def main() -> None:
     """Runs the command."""
     quiet()  # before libraries are loaded
-    from llava_ohd.llava15.plan import PlanConfig, Planner, cheapest, table
+    from llava_ohd.llava15.plan import PlanConfig, Planner, accumulation, cheapest, table
 
     parser = HfArgumentParser([PlanConfig], description=__doc__, formatter_class=HelpFormatter)  # type: ignore[list-item]
     with exit_on_error():
@@ -34,13 +34,13 @@ def main() -> None:
         choices = [planner.choice(*line) for line in track(planner.lines, "planning")]
         print(table(choices))
         print(f"\nCheapest on {config.gpus} GPUs of {config.gpu_memory:g} GiB:")
-        chosen = cheapest(choices, config.gpu_memory)
+        chosen = cheapest(choices, config.gpu_memory, config.gpus)
         for stage in config.stages:
             if stage not in chosen:
                 print(f"{stage}: nothing fits; give more --gpus, a smaller --batch, or --zero zero3_offload")
                 continue
             one = chosen[stage]
-            how = f"--per_device_train_batch_size {one.batch}"
+            how = f"--per_device_train_batch_size {one.batch} {accumulation(one, config.gpus)}"
             how += "" if one.zero.name == "none" else f" --deepspeed zero_configs/{one.zero.name}.json"
             print(f"{stage}: {how}: {one.memory.total / 2**30:.1f} GiB, {one.hours:.1f} hours")
 

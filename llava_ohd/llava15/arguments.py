@@ -33,7 +33,7 @@ class ModelArguments:
     version: str = field(default="v1", metadata=helps("conversation template: plain (stage projector) or v1"))
     tune_mm_mlp_adapter: bool = field(default=False, metadata=helps("stage projector: only the projector trains"))
     pretrain_mm_mlp_adapter: str | None = field(
-        default=None, metadata=helps("projector to start from: mm_projector.bin, or the folder of stage projector")
+        default=None, metadata=helps("to start from: mm_projector.bin, folder of stage projector, or random")
     )
     mm_projector_type: str = field(default="mlp2x_gelu", metadata=helps("only mlp2x_gelu, as in LLaVA-1.5"))
     mm_vision_select_layer: int = field(default=-2, metadata=helps("hidden states of the tower that are read"))
@@ -90,6 +90,9 @@ class TrainingArguments(transformers.TrainingArguments):
     feature_cache_dtype: str = field(
         default="auto", metadata=helps("auto: that of the training, which changes nothing; float32, bfloat16, float16")
     )
+    register: str = field(
+        default="new", metadata=helps("as the encoder's model: new if it has none, replace one it has, or no")
+    )
     mpt_attn_impl: str | None = field(default="triton", metadata=helps("without effect: no MPT models"))
 
     stage: str = field(default="", init=False)
@@ -105,6 +108,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "mm_use_im_patch_token": (False,),
     "image_aspect_ratio": ("pad", "square"),
     "data_policy": ("error", "skip"),
+    "register": ("new", "replace", "no"),
     "lora_bias": ("none",),
     "bits": (16, 4, 8),
     "quant_type": ("nf4", "fp4"),

@@ -36,7 +36,8 @@ def left_out(
             record = diagnose(checks, own, keep=True)
     else:
         record = read_json(manifest)
-        expected = {"data_sha256": sha256_file(checks.data_path)} | checks.settings()
+        looked_at = {"data_sha256": sha256_file(checks.data_path), "images": str(checks.image_folder.resolve())}
+        expected = looked_at | checks.settings()
         found = record.get("made_from", {})
         if found.get("tokenizer_sha256") is None:
             expected |= {"tokenizer_sha256": None, "image_tokens": found.get("image_tokens")}

@@ -121,7 +121,7 @@ class TrainingRows:
             rows: What `read_rows` returns.
 
         Raises:
-            ImageError: an image file does not exist; the message names the first row.
+            ImageError: image files do not exist; the message names the first row, and how many there are.
             DataFormatError: of a row nothing is left to train where it is cut, or it is cut through an image.
         """
 
@@ -129,16 +129,18 @@ class TrainingRows:
         def exists(name: str) -> bool:
             return name in self.pixels.source
 
-        place = 0
+        place, missing = 0, list[str]()
         for batch in rows.select_columns(["number", "images", "before"]).iter(1000):
             for number, images, before in zip(batch["number"], batch["images"], batch["before"], strict=True):
-                for name in images:
-                    if not exists(name):
-                        file = self.pixels.source.path / name
-                        raise ImageError(f"row {number}: image {file} does not exist; check --image_folder")
+                missing += [f"row {number}: image {self.pixels.source.path / n}" for n in images if not exists(n)]
                 if len(images) > 1 or before + len(images) * self.image_tokens + _TEMPLATE > self.longest:
                     self._trained_tokens(number, rows[place]["turns"])
                 place += 1
+        if missing:
+            raise ImageError(
+                f"{missing[0]} does not exist" + (f", nor do {len(missing) - 1:,} others" if missing[1:] else "") + "; "
+                "check --image_folder, let python -m llava_ohd.llava15.doctor look at all, or give --data_policy skip"
+            )
         return rows.with_transform(self)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd import tower
-from llava_ohd.errors import DataFormatError, ModelNotFound
+from llava_ohd.errors import DataFormatError, ModelNotFound, StorageError
 from llava_ohd.files import read_json
 from llava_ohd.llava15.image_source import ARCHIVES
 
@@ -171,6 +171,7 @@ def check_paths(arguments: list[str]) -> None:
         DataFormatError: the training json, the images or the DeepSpeed file are not there.
         ModelNotFound: the language model or the projector to start from is not there.
         EncoderNotFound, EncoderFormatError: the encoder.
+        StorageError: no folder for the model is given, or a file.
     """
     given = dict(pairwise(arguments))
     for flag, is_there, kind in (
@@ -181,11 +182,15 @@ def check_paths(arguments: list[str]) -> None:
     ):
         if flag in given and not given[flag].startswith("{") and not is_there(Path(given[flag])):
             raise DataFormatError(f"{flag} {given[flag]}: there is no such {kind}; give an existing one")
+    if "--help" not in arguments and "-h" not in arguments:
+        out = given.get("--output_dir")
+        if out is None or (Path(out).exists() and not Path(out).is_dir()):
+            raise StorageError(f"--output_dir {out or 'is missing'}: give the folder that the model goes to")
     language = given.get("--model_name_or_path", "")
     if not Path(language).is_dir() and (language.count("/") != 1 or language[:1] in "./~"):
         raise ModelNotFound(f"--model_name_or_path {language}: there is no such folder; give a language model's folder")
     projector = given.get("--pretrain_mm_mlp_adapter")
-    if projector is not None and not Path(projector).exists():
+    if projector not in (None, "random") and not Path(projector).exists():
         raise ModelNotFound(f"--pretrain_mm_mlp_adapter {projector} does not exist; run stage projector first")
     if "--vision_tower" in given:
         tower.resolve(given["--vision_tower"])

@@ -22,13 +22,14 @@ from llava_ohd.llava15.plan_trace import Step, Traced, traced
 from llava_ohd.llava15.trainer import RowOrder
 from llava_ohd.llava15.ways import GEOMETRIES
 
-__all__ = ["CARDS", "Choice", "PlanConfig", "Planner", "cheapest", "geometry", "table"]
+__all__ = ["CARDS", "Choice", "PlanConfig", "Planner", "accumulation", "cheapest", "geometry", "table"]
 
 CARDS = (24, 40, 48, 80)
 """Memory in GiB of the cards that a table names."""
 _STAGES = ("projector", "lora", "qlora", "full")
 _FILES = ("zero2", "zero3", "zero2_offload", "zero3_offload")  # the quickest first
 _GIB = 2**30
+_STEP_ROWS = (256, 128)  # of stage projector and of the others, in LLaVA's scripts/v1_5 @ c121f04
 _BATCHES = 64  # drawn to find a long one
 _MEAN = 128  # rows whose FLOPs are averaged
 
@@ -47,7 +48,7 @@ class PlanConfig:
     zero: list[str] = field(
         default_factory=lambda: ["none", *_FILES], metadata=helps("none, or files of zero_configs/, or others' paths")
     )
-    batch: list[int] = field(default_factory=lambda: [4, 16], metadata=helps("rows per GPU and step"))
+    batch: list[int] = field(default_factory=lambda: [4, 16, 32], metadata=helps("rows per GPU and step"))
     gpus: int = field(default=8, metadata=helps("number of GPUs"))
     gpu: str = field(default="A100", metadata=helps(f"for the hours: {', '.join(GPUS)}"))
     gpu_memory: float = field(default=80.0, metadata=helps("GiB of one GPU, for the choice"))
@@ -208,18 +209,31 @@ def geometry(model: str, vision_tower: str) -> Any:
     return config
 
 
-def cheapest(choices: Sequence[Choice], gib: float) -> dict[str, Choice]:
-    """Returns per stage what fits and waits least (ZeRO 2, none, 3, 2 with offload, 3 with), its largest batch."""
+def cheapest(choices: Sequence[Choice], gib: float, gpus: int) -> dict[str, Choice]:
+    """Returns per stage what fits and waits least (ZeRO 2, none, 3, 2 with offload, 3 with), its largest batch.
+
+    Batches of which a step of LLaVA-1.5's rows can be made come first.
+    """
     chosen: dict[str, Choice] = {}
     for one in choices:
-        if one.memory.total <= gib * _GIB and (one.stage not in chosen or _cost(one) < _cost(chosen[one.stage])):
+        if one.memory.total <= gib * _GIB and (
+            one.stage not in chosen or _cost(one, gpus) < _cost(chosen[one.stage], gpus)
+        ):
             chosen[one.stage] = one
     return chosen
 
 
-def _cost(choice: Choice) -> tuple[int, int, int]:
-    zero = choice.zero
-    return zero.offload_weights + zero.offload_optimizer, (2, 0, 3).index(zero.stage), -choice.batch
+def _cost(choice: Choice, gpus: int) -> tuple[bool, int, int, int]:
+    zero, odd = choice.zero, accumulation(choice, gpus).startswith("(")
+    return odd, zero.offload_weights + zero.offload_optimizer, (2, 0, 3).index(zero.stage), -choice.batch
+
+
+def accumulation(choice: Choice, gpus: int) -> str:
+    """Returns the flag that makes a step of LLaVA-1.5's rows (projector 256, else 128), or says that none does."""
+    rows, at_once = _STEP_ROWS[choice.stage != "projector"], choice.batch * gpus
+    if rows % at_once:
+        return f"(LLaVA-1.5's {rows} rows a step are no multiple of {gpus} x {choice.batch})"
+    return f"--gradient_accumulation_steps {rows // at_once}"
 
 
 def table(choices: Sequence[Choice]) -> str:

@@ -1,16 +1,18 @@
 """What ohd.json says of a run, whether two runs are the same, and the config.json that the original LLaVA reads."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ohd.errors import ModelFormatError
+from llava_ohd.errors import LlavaOhdError, ModelFormatError
 from llava_ohd.files import read_json, sha256_file
 from llava_ohd.results import differences
 
 if TYPE_CHECKING:
+    from llava_ohd.llava15.arguments import ModelArguments
     from llava_ohd.tower import Encoder
 
-__all__ = ["identity", "llava_config", "projector_sha256", "refuse_other_run"]
+__all__ = ["identity", "llava_config", "projector_sha256", "refuse_other_run", "with_projector"]
 
 _OF_RANKS = {"world_size", "per_device_train_batch_size", "gradient_accumulation_steps"}
 _PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path", "image_folder")
@@ -55,6 +57,21 @@ def _other_ranks(file: Path, ranks: int) -> str:
         f"states belong to ranks. Start {before} with the old batches to go on (deepspeed --num_gpus {before}, "
         f"torchrun --nproc-per-node {before}), or give another --output_dir to start again"
     )
+
+
+def with_projector(model: "ModelArguments", stage: str) -> "ModelArguments":
+    """Returns the flags with None where the projector is to start at random, which only stage projector does unasked.
+
+    Raises:
+        LlavaOhdError: another stage was given no projector.
+    """
+    start = model.pretrain_mm_mlp_adapter
+    if start is None and stage != "projector":
+        raise LlavaOhdError(
+            f"stage {stage} without --pretrain_mm_mlp_adapter would start with a random projector, which LLaVA-1.5 "
+            "never does; give the folder that stage projector wrote, or `random` where that is meant"
+        )
+    return replace(model, pretrain_mm_mlp_adapter=None if start == "random" else start)
 
 
 def projector_sha256(start: Path, encoder: "Encoder", layer: int) -> str:

@@ -53,7 +53,7 @@ def stage_of(model: Any, training: Any, zero_stage: int | None) -> str:
         raise LlavaOhdError("--freeze_backbone True: full fine-tuning trains it; give --tune_mm_mlp_adapter True")
     if training.freeze_mm_mlp_adapter and stage == "projector":
         raise LlavaOhdError("--freeze_mm_mlp_adapter True leaves stage projector nothing to train; leave it out")
-    if training.freeze_mm_mlp_adapter and model.pretrain_mm_mlp_adapter is None:
+    if training.freeze_mm_mlp_adapter and model.pretrain_mm_mlp_adapter in (None, "random"):
         raise LlavaOhdError(
             "--freeze_mm_mlp_adapter True would keep a random projector; give --pretrain_mm_mlp_adapter too"
         )

@@ -88,4 +88,10 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ModelFormatError(f"{folder} has no tokenizer.model and no tokenizer.json; copy one from the base model")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise ModelFormatError(
+            f"{folder}/tokenizer.json has no begin or no end token (tokenizer_config.json names them); a Llama "
+            "tokenizer is expected"
+        )
+    return tokenizer

@@ -11,15 +11,22 @@ Source: haotian-liu/LLaVA train/train.py @ c121f04; arXiv 2310.03744.
 """
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from llava_ohd.errors import LlavaOhdError
-from llava_ohd.files import read_json, sha256_file, sha256_json, storage_errors, write_json
+from llava_ohd.files import locked, sha256_file, sha256_json, storage_errors, write_json
 from llava_ohd.llava15.flags import check_paths, prepare, translate
-from llava_ohd.llava15.run_record import identity, llava_config, projector_sha256, refuse_other_run
+from llava_ohd.llava15.run_record import (
+    identity,
+    llava_config,
+    projector_sha256,
+    refuse_other_run,
+    with_projector,
+)
 from llava_ohd.training.launch import has_gpu, prepare_deepspeed, quiet, said_once
 from llava_ohd.training.trackers import check_trackers
 
@@ -79,7 +86,7 @@ class Run:
         from llava_ohd import tower
         from llava_ohd.llava15.model import language_model_folder, without_zero3
 
-        self.model, self.data, self.training = model, data, training
+        self.model, self.data, self.training = with_projector(model, training.stage), data, training
         self.folder = Path(str(training.output_dir)).resolve()
         self.first = training.process_index == 0
         self.base = language_model_folder(model.model_name_or_path)
@@ -95,6 +102,14 @@ class Run:
 
     def go(self) -> None:
         """Trains and writes, unless that is done already."""
+        with locked(self.folder / "train", wait=False) if self.first else nullcontext():
+            self._go()
+        if self.first and self.training.stage != "projector":
+            from llava_ohd.llava15.registration import register_model
+
+            self.say(register_model(self.folder, self.model.vision_tower, self.encoder, self.training.register))
+
+    def _go(self) -> None:
         from llava_ohd.llava15.model_dir import read
 
         refuse_other_run(self.folder, self.record, self.training.world_size)
@@ -108,8 +123,6 @@ class Run:
                 )
             trainer = self._trainer()
             self._train(trainer)
-        if self.first and self.training.stage != "projector":
-            self._register()
 
     def _record(self) -> dict[str, Any]:
         """Returns what ohd.json says of the run: everything that its weights depend on."""
@@ -217,10 +230,6 @@ class Run:
         checkpoint = last_checkpoint(self.folder, self.fingerprint, self.say)
         if checkpoint is not None:
             self.say(f"going on from {checkpoint}")
-        if self.model.pretrain_mm_mlp_adapter is None and not self.model.tune_mm_mlp_adapter:
-            self.say(
-                "NOTE: the projector starts at random; LLaVA-1.5 gives stage projector's: --pretrain_mm_mlp_adapter"
-            )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.first:
             write_json(self.folder / "curve.json", curve(trainer.state.log_history))
@@ -239,24 +248,3 @@ class Run:
 
         found = {number: row.get("id") for number, row in records(self.data.data_path) if number in numbers}
         return [found[number] for number in numbers]
-
-    def _register(self) -> None:
-        from llava_ohd import tower
-        from llava_ohd.llava15.model import without_zero3
-
-        given, known = self.model.vision_tower, tower.registered()
-        path, digest = self.encoder.path, self.encoder.digest
-        name = given if given in known or not Path(given).is_dir() else self.encoder.name
-        if self.model.unfreeze_mm_vision_tower:  # the encoder inside, under a name of its own
-            name, path = self.folder.name, self.folder / "encoder"
-            digest = read_json(path / "ohd.json")["digest"]
-        if known.get(name, {}).get("digest", digest) != digest:
-            self.say(
-                f"not registered: {name!r} is another encoder; evaluate with --encoder {path} --model {self.folder}"
-            )
-            return
-        before = known.get(name, {}).get("model")
-        with without_zero3():
-            tower.register(name, path, model=self.folder)
-        instead = f", in place of {before}" if before and Path(before).resolve() != self.folder else ""
-        self.say(f"registered as the model of encoder {name!r}{instead}")

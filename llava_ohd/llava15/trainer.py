@@ -9,6 +9,7 @@ Source: haotian-liu/LLaVA train/llava_trainer.py @ c121f04.
 import errno
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -224,6 +225,10 @@ class _Watch(TrainerCallback):
     def __init__(self, label: str) -> None:
         self._label = label
         self._progress: Progress | None = None
+        self._logged = (0, 0.0)  # step, and when
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._logged = (state.global_step, time.monotonic())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -232,9 +237,12 @@ class _Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
+            (step, then), now = self._logged, time.monotonic()
+            self._logged = (state.global_step, now)
             print(
                 f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
-                f"learning rate {logs['learning_rate']:.2e}  gradient {logs.get('grad_norm', float('nan')):.3f}",
+                f"learning rate {logs['learning_rate']:.2e}  gradient {logs.get('grad_norm', float('nan')):.3f}  "
+                f"{(now - then) / max(state.global_step - step, 1):.2f} s/step",
                 flush=True,
             )
 

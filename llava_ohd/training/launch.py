@@ -12,12 +12,16 @@ from llava_ohd.errors import LlavaOhdError, StageFailed
 
 __all__ = ["has_gpu", "is_first", "leave", "prepare_deepspeed", "quiet", "said_once"]
 
+_BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out")
+"""What torch says of a connection to another rank that is gone."""
+
 
 @contextmanager
 def said_once() -> Iterator[None]:
     """Lets the rank that has something to say say it, before the launcher ends the others.
 
-    An error that all ranks meet is left to rank 0; a connection that broke is the fault of the rank that went.
+    An error that all ranks meet is left to rank 0; a connection that broke is the fault of the rank that went, which
+    has no word left where it was killed.
     """
     try:
         yield
@@ -26,10 +30,13 @@ def said_once() -> Iterator[None]:
             time.sleep(10)
         raise
     except RuntimeError as error:
-        if "Connection closed by peer" not in str(error):
+        if not any(sign in str(error) for sign in _BROKEN):
             raise
         time.sleep(5)
-        raise StageFailed("another rank stopped; it says why") from error
+        raise StageFailed(
+            "another rank stopped: it says why, unless it was killed (for memory?). The same command goes on from the "
+            "last checkpoint"
+        ) from error
 
 
 def is_first() -> bool:

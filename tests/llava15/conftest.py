@@ -35,13 +35,14 @@ def training_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _LORA = "--lora_enable True --lora_r 4 --lora_alpha 8 --lora_dropout 0 --learning_rate 1e-2 --mm_projector_lr 1e-3"
+_RANDOM = "--pretrain_mm_mlp_adapter random"
 STAGES = {
     "projector": "--version plain --tune_mm_mlp_adapter True --learning_rate 1e-2",
-    "lora": _LORA,
-    "qlora": f"{_LORA} --bits 4",
-    "bf16": f"{_LORA} --bf16 True",
-    "full": "--learning_rate 1e-3",
-    "unfrozen": "--learning_rate 1e-3 --unfreeze_mm_vision_tower True --mm_vision_tower_lr 1e-4",
+    "lora": f"{_LORA} {_RANDOM}",
+    "qlora": f"{_LORA} {_RANDOM} --bits 4",
+    "bf16": f"{_LORA} {_RANDOM} --bf16 True",
+    "full": f"--learning_rate 1e-3 {_RANDOM}",
+    "unfrozen": f"--learning_rate 1e-3 {_RANDOM} --unfreeze_mm_vision_tower True --mm_vision_tower_lr 1e-4",
 }
 """Flags of each stage; "unfrozen" is full with the tower, "bf16" lora in that type."""
 

@@ -220,12 +220,12 @@ def test_the_cheapest_that_fits() -> None:
         choice("full", "zero3_offload", 4, 22),
         choice("full", "zero3", 4, 50),
     ]
-    chosen = cheapest(lines, 80)
+    chosen = cheapest(lines, 80, 8)
     assert (chosen["lora"].zero.name, chosen["lora"].batch) == ("zero2", 16)
     assert chosen["full"].zero.name == "zero3"
-    assert cheapest(lines, 24)["full"].zero.name == "zero3_offload"
-    assert cheapest(lines, 40)["lora"].batch == 4
-    assert cheapest(lines, 10) == {}
+    assert cheapest(lines, 24, 8)["full"].zero.name == "zero3_offload"
+    assert cheapest(lines, 40, 8)["lora"].batch == 4
+    assert cheapest(lines, 10, 8) == {}
     shown = table(lines).splitlines()
     assert [line.split(" | ")[-3] for line in shown[2:]] == ["40 GB", "80 GB", "24 GB", "40 GB", "24 GB", "80 GB"]
     assert max(CARDS) == 80

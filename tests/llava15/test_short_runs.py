@@ -31,6 +31,7 @@ def run(data: Path, out: str, language: Path, encoder: Path, *more: str) -> list
     stage = ["--tune_mm_mlp_adapter", "True", "--version", "plain", "--data_path", f"{data}/captions.json"]
     if "--lora_enable" in more:
         stage = ["--data_path", f"{data}/mixed.json", "--group_by_modality_length", "True", "--lora_r", "4"]
+        stage += ["--pretrain_mm_mlp_adapter", "random"]
     flags = {"model_name_or_path": language, "vision_tower": encoder, "image_folder": data, "image_aspect_ratio": "pad"}
     flags |= {"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": "1e-3", "save_strategy": "no"}
     flags |= {"output_dir": data / out, "model_max_length": 200}

@@ -68,6 +68,11 @@ def read(path: str | Path) -> ModelDir:
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} is not a folder; give a model folder that scripts/finetune_llava.py wrote")
     if not (folder / "ohd.json").is_file():
+        if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "llava":
+            raise ModelFormatError(
+                f"{folder} is a model of transformers; make a model folder of it: python scripts/convert_llava.py "
+                f"--to llava"
+            )
         raise ModelFormatError(
             f"{folder} has no ohd.json, which is written last: its training did not end. Run the same command again"
         )
