@@ -16,7 +16,7 @@ Cost:     half a minute on the embedded world; scoring alone needs no torch and 
 import argparse
 from pathlib import Path
 
-from llava_ohd.answering.options import add_flags, ask_with
+from llava_ohd.answering.options import add_flags, ask_with, settle_encoder
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import chair, chair_run
 from llava_ohd.evals.chair_protocol import Protocol
@@ -51,9 +51,7 @@ def main() -> None:
     given = parse()
     with exit_on_error():
         if given.captions is None:
-            from llava_ohd.tower.names import expect
-
-            expect(given.encoder)  # what is wrong with the encoder is said first
+            settle_encoder(given)  # what is wrong with it is said first
         data, rule = chair_run.choose(given.set, given.rule, given.split, given.captions is not None, given.nltk_data)
         beside = given.captions.with_name(f"{given.captions.stem}_scored") if given.captions else None
         out = given.out or beside or evaluation_folder(given.encoder, "chair", given.set not in (None, "world"))

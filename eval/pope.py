@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from llava_ohd.answering.options import add_flags, ask_with
+from llava_ohd.answering.options import add_flags, ask_with, settle_encoder
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import pope, pope_sets
 from llava_ohd.evals.answers import read_answers
@@ -49,9 +49,7 @@ def main() -> None:
     given = parse()
     with exit_on_error():
         if given.answers is None:
-            from llava_ohd.tower.names import expect
-
-            expect(given.encoder)  # what is wrong with the encoder is said first
+            settle_encoder(given)  # what is wrong with it is said first
         folder, questions = pope_sets.locate(given.set), pope_sets.read_set(given.set, given.prefix)
         beside = given.answers[0].with_name(f"{given.answers[0].stem}_scored") if given.answers else None
         out = given.out or beside or evaluation_folder(given.encoder, "pope", given.set != "world")

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_ohd.files import storage_errors, write_jsonl
+from llava_ohd.errors import DataFormatError
+from llava_ohd.files import read_json, read_jsonl, storage_errors, write_jsonl
 from llava_ohd.progress import Progress
 from llava_ohd.records import Answerer, Question
 
-__all__ = ["answer_to_file", "recorded"]
+__all__ = ["answer_to_file", "make_way", "recorded"]
 
 _AT_ONCE = 32  # answers appended together
 _LOOK = 0.5  # seconds between looks whether another rank is done
@@ -147,3 +148,41 @@ def recorded(path: Path, asked: dict[str, Question], run: str) -> dict[str, dict
         if same and isinstance(row.get("text"), str):
             rows[question.id] = row
     return rows
+
+
+def make_way(path: Path, run: str, model: str) -> None:
+    """Moves what another run of the same model left in a folder into replaced/, so that nothing is lost.
+
+    Args:
+        path: `answers.jsonl`, results.json beside it.
+        run: Of the answers to come.
+        model: `path` of the model in results.json.
+
+    Raises:
+        DataFormatError: the answers are those of another model or not made here; or the folder has other results.
+        StorageError: not writable, or no folder.
+    """
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    other = f"give another folder as --out, or remove {path.parent}"
+    results = path.with_name("results.json")
+    before = (read_json(results).get("model") or {}) if results.is_file() else {}
+    if before and before.get("path") != model:
+        raise DataFormatError(f"{path.parent} has results of the model {before.get('path')}, not of {model}; {other}")
+    if not path.is_file():
+        return
+    try:
+        made = {row["metadata"]["run"] for row in read_jsonl(path)}
+    except (DataFormatError, KeyError, TypeError):
+        made = set()
+    if not made:
+        raise DataFormatError(f"{path} holds answers that were not made here, and would be lost; {other}")
+    if run in made:
+        return
+    with storage_errors(path.parent):
+        aside = path.parent / "replaced" / next(iter(made))[:12]
+        aside.mkdir(parents=True, exist_ok=True)
+        for file in (path, results):
+            if file.is_file():
+                file.replace(aside / file.name)
+    print(f"other settings than before; earlier answers: {aside}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ohd import tower
-from llava_ohd.answering.recorded import answer_to_file, recorded
-from llava_ohd.errors import DataFormatError, ImageError, ModelFormatError
+from llava_ohd.answering.recorded import answer_to_file, make_way, recorded
+from llava_ohd.errors import DataFormatError, ImageError, LlavaOhdError, ModelFormatError
 from llava_ohd.files import sha256_file, sha256_json
 from llava_ohd.home import from_home
 from llava_ohd.records import Question
@@ -19,6 +19,7 @@ __all__ = ["Session", "ask", "ask_server"]
 
 if TYPE_CHECKING:
     from llava_ohd.answering.engine import LlavaAnswerer
+    from llava_ohd.llava15.model_dir import ModelDir
     from llava_ohd.ohd_caps.endpoint import EndpointConfig
 
 _ENGINE = 1  # goes up when the same model would answer otherwise
@@ -37,6 +38,9 @@ class Session:
         probabilities: Keep with each answer the probabilities of yes and no at its first token.
         bits: Of the language model's layers: 16 (as they are), 8 or 4. An adapter is merged before.
         batch_size: Questions per forward pass, at most; None: 64.
+
+    Raises:
+        LlavaOhdError: a number below 1 (`verify`: below 0).
     """
 
     encoder: str
@@ -48,6 +52,12 @@ class Session:
     bits: int = 16
     batch_size: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("verify", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise LlavaOhdError(f"--{name} {value}: give a number of at least {least}")
+
 
 def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str = "") -> dict[str, dict[str, Any]]:
     """Answers all questions into a file; those that the same model has answered there already are not asked again.
@@ -55,29 +65,62 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     Args:
         session: Who answers.
         questions: With distinct ids.
-        path: `answers.jsonl`.
+        path: `answers.jsonl`. Answers of the same model with other settings, and their results.json, are kept beside
+            it, under replaced/.
         suffix: Appended to every prompt.
 
     Several ranks that a launcher has started share the images out; those above 0 end here.
 
     Returns:
-        `encoder` and `model` for `write_results`; `model` has `bits` where it is quantised, `swapped` where its encoder
-        was exchanged after training, and `verified` where questions were: `questions`, `differing`, `dtype`.
+        `encoder` and `model` for `write_results`; `model` says how it answered (`image_aspect_ratio`, `template`,
+        `dtype`), and has `bits` where it is quantised, `swapped` where its encoder was exchanged after training, and
+        `verified` where questions were: `questions`, `differing`, `dtype`.
 
     Raises:
         EncoderNotFound, ModelNotFound: no such encoder, or no model for it.
         ModelFormatError: `model` was trained on another encoder.
-        DataFormatError: there is no folder of images.
+        DataFormatError: there is no folder of images; or `path` holds the answers of others.
         ImageError: an image is missing or truncated.
         StorageError: no room, not writable.
     """
     if not session.images.is_dir():
         raise DataFormatError(f"{session.images} is not a folder; give the folder of the images as --images")
-    place = tower.resolve(session.encoder)
-    model = session.model or tower.model_for(session.encoder)
+    folder, encoder = _model(session)
+    asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
+    pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
+    record = _record(session, folder)
+    run = sha256_json({"model": folder.digest, "images": pictures} | _decoding(session, record["dtype"]))
+
+    @cache
+    def answerer() -> "LlavaAnswerer":
+        from llava_ohd.answering.engine import load
+
+        how: dict[str, Any] = {"batch_size": session.batch_size, "probabilities": session.probabilities}
+        return load(folder, session.images, bits=session.bits, **how)[0]
+
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
+        if rank == 0:
+            make_way(path, run, record["path"])
+        how: dict[str, Any] = {"run": run, "model_id": folder.path.name, "max_new_tokens": session.max_new_tokens}
+        label = f"answering {len(asked)} questions"
+        with said_once():
+            answer_to_file(answerer, asked, path, **how, label=label, rank=rank, ranks=ranks)
+    if rank:
+        raise SystemExit(0)  # rank 0 scores
+    if session.verify:
+        from llava_ohd.answering.verifying import verify
+
+        record["verified"] = verify(answerer(), asked, path, session.verify, session.max_new_tokens)
+    return {"encoder": {"name": session.encoder, "digest": encoder.digest}, "model": record}
+
+
+def _model(session: Session) -> tuple["ModelDir", tower.Encoder]:
+    """Returns the model that answers and its encoder, and says which it is."""
     from llava_ohd.llava15 import model_dir
 
-    folder = model_dir.read(model)
+    place = tower.resolve(session.encoder)
+    folder = model_dir.read(session.model or tower.model_for(session.encoder))
     encoder = tower.check(place)
     if encoder.digest != folder.encoder["digest"]:
         raise ModelFormatError(
@@ -93,52 +136,31 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
             f"({before['digest'][:12]}) and answers with {session.encoder} ({encoder.digest[:12]}), projector "
             f"{folder.swapped['projector']}"
         )
-    asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
+    return folder, encoder
+
+
+def _record(session: Session, folder: "ModelDir") -> dict[str, Any]:
+    """Returns what results say of the model and of how it answered; runs are compared on the same terms."""
+    import torch
+
+    record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
+    record |= {"image_aspect_ratio": folder.config["image_aspect_ratio"], "template": "llava_v1"}
+    record["dtype"] = "float16" if torch.cuda.is_available() else "float32"
+    if session.bits != 16:
+        record["bits"] = session.bits
+    if folder.swapped:
+        record["swapped"] = {key: folder.swapped[key] for key in ("trained_on", "projector")}
+    return record
+
+
+def _decoding(session: Session, dtype: str) -> dict[str, Any]:
+    """Returns what decides the answers beside model and images."""
     decoding: dict[str, Any] = {"max_new_tokens": session.max_new_tokens, "engine": _ENGINE}
     if session.probabilities:
         decoding["probabilities"] = True
     if session.bits != 16:
         decoding["bits"] = session.bits
-    pictures = {name: _picture_sha256(session.images / name) for name in sorted({q.image for q in asked})}
-    run = sha256_json({"model": folder.digest, "images": pictures} | decoding)
-
-    @cache
-    def answerer() -> "LlavaAnswerer":
-        from llava_ohd.answering.engine import load
-
-        how: dict[str, Any] = {
-            "batch_size": session.batch_size,
-            "probabilities": session.probabilities,
-            "bits": session.bits,
-        }
-        return load(folder, session.images, **how)[0]
-
-    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if len(recorded(path, {question.id: question for question in asked}, run)) < len(asked):
-        with said_once():
-            answer_to_file(
-                answerer,
-                asked,
-                path,
-                run=run,
-                model_id=folder.path.name,
-                max_new_tokens=session.max_new_tokens,
-                label=f"answering {len(asked)} questions",
-                rank=rank,
-                ranks=ranks,
-            )
-    if rank:
-        raise SystemExit(0)  # rank 0 scores
-    model_record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
-    if session.bits != 16:
-        model_record["bits"] = session.bits
-    if folder.swapped:
-        model_record["swapped"] = {key: folder.swapped[key] for key in ("trained_on", "projector")}
-    if session.verify:
-        from llava_ohd.answering.verifying import verify
-
-        model_record["verified"] = verify(answerer(), asked, path, session.verify, session.max_new_tokens)
-    return {"encoder": {"name": session.encoder, "digest": encoder.digest}, "model": model_record}
+    return decoding | ({"dtype": dtype} if dtype != "float32" else {})
 
 
 def ask_server(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llava_ohd.llava15.arguments import ModelArguments
     from llava_ohd.tower import Encoder
 
-__all__ = ["identity", "llava_config", "projector_sha256", "refuse_other_run", "with_projector"]
+__all__ = ["identity", "llava_config", "name_note", "projector_sha256", "refuse_other_run", "with_projector"]
 
 _OF_RANKS = {"world_size", "per_device_train_batch_size", "gradient_accumulation_steps"}
 _PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path", "image_folder")
@@ -106,6 +106,15 @@ def projector_sha256(start: Path, encoder: "Encoder", layer: int) -> str:
             "former, or run stage projector for this one"
         )
     return sha256_file(file)
+
+
+def name_note(folder: Path, stage: str) -> str:
+    """Returns what to say of a folder whose name the original LLaVA would take for another kind of model; else ""."""
+    name, adapter = folder.name.lower(), stage in ("lora", "qlora")
+    if "llava" in name and (stage == "projector" or ("lora" in name) == adapter):
+        return ""
+    named = "llava and lora" if adapter else "llava, and not lora"
+    return f"NOTE: the original LLaVA loads by name: rename {folder.name} to hold {named} before it is used there"
 
 
 def llava_config(base: Path, encoder: "Encoder", flags: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from llava_ohd.llava15.flags import check_paths, prepare, translate
 from llava_ohd.llava15.run_record import (
     identity,
     llava_config,
+    name_note,
     projector_sha256,
     refuse_other_run,
     with_projector,
@@ -108,6 +109,8 @@ class Run:
             from llava_ohd.llava15.registration import register_model
 
             self.say(register_model(self.folder, self.model.vision_tower, self.encoder, self.training.register))
+        if note := name_note(self.folder, self.training.stage):
+            self.say(note)
 
     def _go(self) -> None:
         from llava_ohd.llava15.model_dir import read

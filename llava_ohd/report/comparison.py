@@ -20,6 +20,8 @@ __all__ = ["Pairs", "compare", "read_pairs"]
 
 _RUN_SPECIFIC = {"seed", "shuffle_seed", "batch_size", "device", "out", "seconds"}
 
+_ANSWERED = ("image_aspect_ratio", "template", "dtype", "bits")  # of `model` in results.json: how it answered
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -116,7 +118,9 @@ def _check_agreement(one: Run, other: Run, further: Sequence[str] = ()) -> None:
 
 def _terms(run: Run) -> dict[str, Any]:
     settings = {key: value for key, value in run.record.get("settings", {}).items() if key not in _RUN_SPECIFIC}
-    return {**settings, **{key: run.record.get(key) for key in ("eval", "rule", "n")}}
+    model = run.record.get("model") or {}
+    how = {f"model's {key}": model[key] for key in _ANSWERED if key in model}
+    return {**settings, **how, **{key: run.record.get(key) for key in ("eval", "rule", "n")}}
 
 
 def _check_value(run: Run, measure: Measure) -> None:

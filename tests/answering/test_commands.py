@@ -132,6 +132,53 @@ def test_scoring_a_file_leaves_the_results_beside_it_alone(world: Path, monkeypa
     assert "max_new_tokens" not in scored["settings"]
 
 
+def test_answers_of_other_settings_are_kept(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("pope.py", monkeypatch, "--max_new_tokens", 4)
+    out = world.parent / "eval/ours/pope"
+    before = {name: (out / name).read_bytes() for name in ("answers.jsonl", "results.json")}
+    run("pope.py", monkeypatch, "--max_new_tokens", 3)
+    [kept] = (out / "replaced").iterdir()
+    assert {name: (kept / name).read_bytes() for name in before} == before
+    assert f"earlier answers: {kept}" in capsys.readouterr().out
+    assert read_results(out / "results.json")["settings"]["max_new_tokens"] == 3
+
+
+def test_answers_of_another_model_or_of_others_are_not_lost(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("pope.py", monkeypatch, "--max_new_tokens", 4)
+    shutil.copytree(world.parent / "llava", world.parent / "another")
+    results = world.parent / "eval/ours/pope/results.json"
+    before = results.read_bytes()
+    model = ("--model", world.parent / "another", "--max_new_tokens", 5)
+    with pytest.raises(SystemExit):
+        run("pope.py", monkeypatch, *model)  # the encoder is that of the model
+    assert "has results of the model llava, not of another; give another folder as --out" in capsys.readouterr().err
+    assert results.read_bytes() == before
+    (world.parent / "theirs").mkdir()
+    theirs = world.parent / "theirs/answers.jsonl"
+    theirs.write_text('{"question_id": 1, "text": "Yes"}\n')
+    with pytest.raises(SystemExit):
+        run("pope.py", monkeypatch, *model, "--out", theirs.parent)
+    assert "holds answers that were not made here" in capsys.readouterr().err
+    assert theirs.read_text() == '{"question_id": 1, "text": "Yes"}\n'
+    run("pope.py", monkeypatch, *model, "--out", world.parent / "own")
+    made = read_results(world.parent / "own/results.json")
+    assert (made["encoder"]["name"], made["model"]["path"]) == ("ours", "another")
+    assert made["model"]["image_aspect_ratio"] in ("pad", "square")
+
+
+@pytest.mark.parametrize("flag", ["--max_new_tokens", "--batch_size"])
+def test_nothing_below_one_is_answered(
+    flag: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("pope.py", monkeypatch, flag, 0)
+    assert f"{flag} 0: give a number of at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["pope.py", "chair.py"])
 def test_results_of_several_encoders_or_sets_never_share_a_place(
     name: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_ohd.errors import DataFormatError, EncoderNotFound, LlavaOhdError, ModelNotFound
+from llava_ohd.errors import DataFormatError, EncoderNotFound, LlavaOhdError, ModelNotFound, StorageError
 from llava_ohd.llava15.arguments import flags, parse
 from llava_ohd.llava15.flags import check_paths, separated, translate
 
@@ -155,6 +155,7 @@ def test_wrong_paths_are_named(tmp_path: Path, tiny_encoder_dir: Path) -> None:
         "--model_name_or_path": str(tmp_path),
         "--vision_tower": str(tiny_encoder_dir),
         "--deepspeed": str(ZERO / "zero2.json"),
+        "--output_dir": str(tmp_path / "out"),
     }
 
     def check(**changed: str) -> None:
@@ -173,3 +174,8 @@ def test_wrong_paths_are_named(tmp_path: Path, tiny_encoder_dir: Path) -> None:
     ):
         with pytest.raises(error, match="no-such"):
             check(**{name: "no-such"})
+    check(pretrain_mm_mlp_adapter="random")
+    with pytest.raises(StorageError, match="give the folder that the model goes to"):
+        check(output_dir=right["--deepspeed"])  # a file
+    with pytest.raises(StorageError, match="--output_dir is missing"):
+        check_paths(["--model_name_or_path", str(tmp_path)])

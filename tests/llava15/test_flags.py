@@ -270,7 +270,7 @@ def test_images_may_lie_in_an_archive(tmp_path: Path) -> None:
 
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a", "a")
-    model = ["--model_name_or_path", str(tmp_path)]
+    model = ["--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     check_paths(["--image_folder", str(tmp_path / "a.zip"), *model])
     with pytest.raises(DataFormatError, match=r"no such folder, \.zip or \.tar"):
         check_paths(["--image_folder", str(tmp_path / "b.zip"), *model])

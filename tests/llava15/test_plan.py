@@ -265,4 +265,7 @@ def test_the_command(tmp_path: Path, tiny_encoder_dir: Path) -> None:
         ["| lora", "zero3"],
         ["| qlora", "zero2"],
     ]
-    assert "lora: --per_device_train_batch_size 2 --deepspeed zero_configs/zero2.json" in shown
+    assert (
+        "lora: --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --deepspeed zero_configs/zero2.json"
+        in shown
+    )

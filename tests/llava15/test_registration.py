@@ -7,6 +7,7 @@ import pytest
 
 from llava_ohd import tower
 from llava_ohd.llava15.registration import register_model
+from llava_ohd.llava15.run_record import name_note
 
 
 @pytest.fixture
@@ -41,3 +42,18 @@ def test_a_model_that_is_gone_is_replaced(encoder: tower.Encoder, tmp_path: Path
 def test_nothing_is_registered_where_that_is_asked(encoder: tower.Encoder, tmp_path: Path) -> None:
     assert "not registered, as asked" in register_model(tmp_path / "first", "ours", encoder, "no")
     assert tower.registered()["ours"]["model"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "noted"),
+    [
+        ("llava-7b-projector", "projector", False),
+        ("out", "projector", True),
+        ("LLaVA-7b-LoRA", "qlora", False),
+        ("llava-7b", "lora", True),
+        ("llava-7b-lora-full", "full", True),
+        ("llava-7b-full", "full", False),
+    ],
+)
+def test_names_that_the_original_would_misread_are_noted(name: str, stage: str, noted: bool) -> None:
+    assert bool(name_note(Path("x") / name, stage)) == noted

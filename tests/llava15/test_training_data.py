@@ -41,6 +41,7 @@ def test_training_from_a_file_of_flags(data: Path, tiny_encoder_dir: Path, tiny_
         "version": "v1",
         "lora_enable": True,
         "lora_r": 4,
+        "pretrain_mm_mlp_adapter": "random",
         "data_path": str(data / "rows.jsonl"),
         "image_folder": str(data / "images.zip"),
         "image_aspect_ratio": "pad",
