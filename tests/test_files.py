@@ -12,6 +12,7 @@ from llava_ohd.errors import DataFormatError, StorageError
 from llava_ohd.files import (
     atomic_folder,
     atomic_path,
+    locked,
     read_json,
     read_jsonl,
     remove_folder,
@@ -146,3 +147,14 @@ def test_a_folder_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
         with atomic_folder(tmp_path / "photos", marker="annotations"):
             pass
     assert (tmp_path / "photos" / "mine.jpg").read_text() == "x"
+
+
+def test_a_lock_that_is_not_waited_for(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        with (
+            pytest.raises(StorageError, match=r"another process is at work in .*; wait for its end"),
+            locked(tmp_path / "run", wait=False),
+        ):
+            pass
+    with locked(tmp_path / "run", wait=False):
+        pass
