@@ -16,8 +16,10 @@ import argparse
 from pathlib import Path
 
 from llava_ohd.errors import DataFormatError, exit_on_error
-from llava_ohd.files import write_json, write_text
+from llava_ohd.files import read_json, write_json, write_text
 from llava_ohd.home import home
+
+_FEWEST = 100
 
 
 def parse() -> argparse.Namespace:
@@ -33,10 +35,10 @@ def parse() -> argparse.Namespace:
         "--data",
         type=Path,
         default=world,
-        help=f"folder with pope/, annotations/, synonyms.txt, images/ (default: {world})",
+        help=f"folder with pope/, annotations/, synonyms.txt, images/, or coco (default: {world})",
     )
     parser.add_argument("--split", default="test", help="annotations that CHAIR is scored with")
-    parser.add_argument("--questions", type=Path, help="folder of POPE's questions (default: DATA/pope)")
+    parser.add_argument("--questions", help="POPE's questions: coco, ..., or a folder (default: DATA/pope)")
     parser.add_argument("--images", type=Path, help="folder of the images for the gallery (default: DATA/images)")
     parser.add_argument("--curves", nargs="*", default=[], metavar="PANEL/LABEL=FILE", help="curve.json of trainings")
     parser.add_argument("--commands", type=Path, help="text file with the commands that made it, shown in the report")
@@ -52,13 +54,21 @@ def main() -> None:
 
         if same := {a.resolve() for a in options.ours} & {b.resolve() for b in options.stock}:
             raise DataFormatError(f"{min(same)} is given on both sides; give the folder of another encoder as --stock")
+        if options.resamples < _FEWEST:
+            raise DataFormatError(f"--resamples {options.resamples}: give at least {_FEWEST}, 5,000 for a paper")
+        before = options.out / "results.json"
+        if before.is_file() and read_json(before).get("kind") != "comparison":
+            raise DataFormatError(f"{before} is the result of an evaluation and would be lost; give another --out")
         truth = benchmarks.read_truth(options.data, options.split, options.questions)
         pairs = comparison.read_pairs(options.ours, options.stock, truth)
         record = comparison.compare(pairs, resamples=options.resamples)
         record["flips"] = gallery.count_flips(pairs, truth)
         record["breakdown"] = breakdown.breakdown(pairs, truth)
+        images = options.images or options.data / "images"
+        if not images.is_dir():
+            record["missing"].append(f"gallery: there is no folder {images}; --images names that of the photos")
         extras = page.Extras(
-            gallery=gallery.cards(pairs, truth, options.images or options.data / "images"),
+            gallery=gallery.cards(pairs, truth, images),
             curves=page.read_curves(options.curves),
             commands=page.read_commands(options.commands) if options.commands else (),
         )
@@ -68,7 +78,7 @@ def main() -> None:
         write_text(options.out / "table.tex", latex.latex(record))
         page.write_page(options.out / "report.html", record, extras)
         print(table.plain(record), end="\n\n")
-        print(*[f"missing: {text}" for text in pairs.missing], table.headline(record), sep="\n")
+        print(*[f"missing: {text}" for text in record["missing"]], table.headline(record), sep="\n")
         print(f"\nresults: {options.out / 'results.json'}\nreport:  {options.out / 'report.html'}")
 
 

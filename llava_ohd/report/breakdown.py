@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from llava_ohd.report.benchmarks import Run, Truth
 from llava_ohd.report.comparison import Pairs
+from llava_ohd.report.runs import Run, Truth
 from llava_ohd.report.statistics import holm, mcnemar
 
 __all__ = ["LIMIT", "breakdown", "markdown"]
@@ -33,11 +33,10 @@ def breakdown(pairs: Pairs, truth: Truth) -> dict[str, Any]:
     for name in _TITLES:
         runs = [pair for pair in pairs.runs.get(name, []) if pair[0].invented and pair[1].invented]
         if runs:
-            present = truth.objects or {}
             found[name] = {
                 "seeds": len(runs),
                 "objects": _with_p(_rows(_by_object(runs)), single=len(runs) == 1),
-                "together": _rows(_together(runs, present)),
+                "together": _rows(_together(runs, truth)),
             }
     return found
 
@@ -49,10 +48,8 @@ def _by_object(runs: Sequence[tuple[Run, Run]]) -> Sides:
     return _count(((name,), side) for _, name, side in _changes(runs))
 
 
-def _together(runs: Sequence[tuple[Run, Run]], present: Mapping[str, frozenset[str]]) -> Sides:
-    return _count(
-        ((name, other), side) for image, name, side in _changes(runs) for other in present.get(image, frozenset())
-    )
+def _together(runs: Sequence[tuple[Run, Run]], truth: Truth) -> Sides:
+    return _count(((name, other), side) for image, name, side in _changes(runs) for other in truth.objects_of(image))
 
 
 def _changes(runs: Sequence[tuple[Run, Run]]) -> Iterator[tuple[str, str, str]]:

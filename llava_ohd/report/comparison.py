@@ -40,7 +40,7 @@ def read_pairs(ours: Sequence[Path], stock: Sequence[Path], truth: Truth) -> Pai
     """Reads the folders of both models.
 
     Args:
-        ours: One folder per seed with subfolders `pope`, `chair`, `ohd_caps`, `zero_shot`, each optional.
+        ours: One folder per seed with subfolders `pope`, `chair`, `ohd_caps`, `zero_shot`, ..., each optional.
         stock: The same for the other model, seed by seed.
         truth: Labels and objects of the test images.
 
@@ -52,21 +52,26 @@ def read_pairs(ours: Sequence[Path], stock: Sequence[Path], truth: Truth) -> Pai
     """
     if len(ours) != len(stock):
         raise DataFormatError(f"{len(ours)} folders of ours and {len(stock)} of stock; give one of each per seed")
+    if len({(one.resolve(), other.resolve()) for one, other in zip(ours, stock, strict=True)}) < len(ours):
+        raise DataFormatError(f"{ours[0]} and {stock[0]} are given twice; a pair of folders is one seed")
     for folder in (*ours, *stock):
         if not folder.is_dir():
             raise DataFormatError(f"{folder} is not a folder; run the evaluations with --out {folder}/pope etc. first")
+        if (folder / "results.json").is_file():
+            raise DataFormatError(f"{folder} is the folder of one benchmark; give {folder.parent}, which holds it")
     runs: dict[str, list[tuple[Run, Run]]] = {}
     missing = []
     for benchmark in BENCHMARKS:
         for pair in zip(ours, stock, strict=True):
             absent = [folder for folder in pair if not (folder / benchmark.name / "results.json").is_file()]
-            missing += [f"{benchmark.title}: no {folder / benchmark.name}/results.json" for folder in absent]
+            if benchmark.measures or len(absent) == 1:  # what few run is missed only on one side
+                missing += [f"{benchmark.title}: no {folder / benchmark.name}/results.json" for folder in absent]
             if not absent:
                 one, other = (benchmark.read(folder / benchmark.name, truth) for folder in pair)
                 runs.setdefault(benchmark.name, []).append((one, other))
         found = runs.get(benchmark.name, [])
         _check(benchmark, found)
-        if found and not found[0][0].images:
+        if found and benchmark.measures and not found[0][0].images:
             missing.append(f"{benchmark.title}: values only, without answers or labels there are no intervals")
     _check_encoders([*ours, *stock], [run for pairs in runs.values() for pair in pairs for run in pair])
     if not runs:

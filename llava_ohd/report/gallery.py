@@ -13,8 +13,8 @@ from PIL import Image
 from llava_ohd.errors import ImageError
 from llava_ohd.evals.chair import Vocabulary
 from llava_ohd.evals.pope import PopeQuestion
-from llava_ohd.report.benchmarks import Run, Truth
 from llava_ohd.report.comparison import Pairs
+from llava_ohd.report.runs import Run, Truth
 
 __all__ = ["Card", "Flip", "cards", "count_flips", "embedded", "flips"]
 
@@ -87,7 +87,7 @@ def cards(pairs: Pairs, truth: Truth, images: Path, *, limit: int = 9) -> dict[s
     Args:
         pairs: From `read_pairs`.
         truth: With the questions.
-        images: Folder that the image names are relative to.
+        images: Folder that the image names are relative to; where it is none, there is no gallery.
         limit: Most cards per direction, spread evenly over the images that have such a flip.
 
     Returns:
@@ -97,7 +97,7 @@ def cards(pairs: Pairs, truth: Truth, images: Path, *, limit: int = 9) -> dict[s
         ImageError: an image is missing or broken.
     """
     runs = [pair for pair in pairs.runs.get("pope", []) if pair[0].answers]
-    if not runs or truth.questions is None:
+    if not runs or truth.questions is None or not images.is_dir():
         return {}
     found = flips(truth.questions, *runs[0])
     described = [pair for pair in pairs.runs.get("chair", []) if pair[0].answers][:1]
@@ -121,7 +121,7 @@ def _captions(name: str, described: Sequence[tuple[Run, Run]], truth: Truth) -> 
     if not described or truth.objects is None or truth.vocabulary is None or name not in described[0][0].answers:
         return {}
     ours, stock = (run.answers[name] for run in described[0])
-    present, words = truth.objects.get(name, frozenset()), truth.vocabulary
+    present, words = truth.objects_of(name), truth.vocabulary
     return {"stock": _marked(stock, present, words), "ours": _marked(ours, present, words)}
 
 

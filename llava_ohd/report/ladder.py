@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import safe_open
 
 from llava_ohd.files import read_json
-from llava_ohd.report.benchmarks import Truth
 from llava_ohd.report.comparison import compare, read_pairs
+from llava_ohd.report.runs import Truth
 from llava_ohd.report.statistics import holm
 from llava_ohd.results import versions
 

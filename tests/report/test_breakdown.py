@@ -6,9 +6,9 @@ import pytest
 from scipy.stats import binomtest
 
 from llava_ohd.evals.pope_questions import object_of
-from llava_ohd.report.benchmarks import Run, Truth
 from llava_ohd.report.breakdown import LIMIT, breakdown, markdown
 from llava_ohd.report.comparison import Pairs
+from llava_ohd.report.runs import Run, Truth
 
 
 def run(**invented: str) -> Run:

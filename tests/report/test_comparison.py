@@ -83,7 +83,7 @@ def test_f1_of_the_counts_is_that_of_the_rule():
     """Closed form against precision and recall, also where they are 0/0."""
     pope = next(benchmark for benchmark in BENCHMARKS if benchmark.name == "pope")
     f1 = next(measure for measure in pope.measures if measure.name == "popular/f1").statistic
-    totals = np.array([[0] * 5 + [3, 1, 4, 2, 7] + [9] * 5, [0] * 15], float)
+    totals = np.array([[0] * 5 + [3, 1, 4, 2, 7] + [9] * 10, [0] * 20], float)
     assert f1(totals) == pytest.approx([2 * 0.75 * 0.6 / 1.35, 0])
 
 
@@ -225,3 +225,19 @@ def test_gallery_shows_both_directions(demo, truth):
             assert {flip.kind for flip in card.flips} == {kind}
             assert card.source.startswith("data:image/png;base64,")
             assert card.captions["ours"].startswith("a &lt;b&gt; &amp;")
+
+
+def test_the_folder_of_one_benchmark_and_a_pair_given_twice_are_refused(demo, truth):
+    ours, stock = demo.folders("ours")[0], demo.folders("stock")[0]
+    with pytest.raises(DataFormatError, match=f"is the folder of one benchmark; give {ours}"):
+        read_pairs([ours / "pope"], [stock / "pope"], truth)
+    with pytest.raises(DataFormatError, match="a pair of folders is one seed"):
+        read_pairs([ours, ours], [stock, stock], truth)
+
+
+def test_models_that_answered_otherwise_are_not_compared(demo, truth, broken):
+    path = broken / "pope" / "results.json"
+    record = read_json(path)
+    write_json(path, record | {"model": (record["model"] or {}) | {"bits": 4}})
+    with pytest.raises(DataFormatError, match="model's bits is 4 and None"):
+        read_pairs([broken], demo.folders("stock"), truth)
