@@ -71,7 +71,7 @@ def read(path: str | Path) -> ModelDir:
         if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "llava":
             raise ModelFormatError(
                 f"{folder} is a model of transformers; make a model folder of it: python scripts/convert_llava.py "
-                f"--to llava"
+                f"--source {folder} --to llava --out FOLDER (an original export: with --image_aspect_ratio pad)"
             )
         raise ModelFormatError(
             f"{folder} has no ohd.json, which is written last: its training did not end. Run the same command again"
