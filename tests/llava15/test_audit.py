@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from llava_ohd import tower
-from llava_ohd.errors import StageFailed
+from llava_ohd.errors import ModelFormatError, StageFailed
 from llava_ohd.llava15 import dataset
 from llava_ohd.llava15.audit import audit
 from llava_ohd.llava15.conversation import IGNORE, IMAGE_TOKEN, encode
@@ -148,6 +148,14 @@ def test_a_template_of_another_model_is_caught(made: Made, monkeypatch: pytest.M
     monkeypatch.setattr(dataset, "encode", other)
     with pytest.raises(StageFailed, match="trains, but the answer is 'naïve – 日本 🎉'; is --version right"):
         audit(examples, rows, "lora")
+
+
+def test_a_tokenizer_without_begin_and_end_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ModelFormatError, match="has no begin or no end token"):
+        load_tokenizer(tmp_path)
 
 
 def test_no_right_mask_is_taken_for_a_wrong_one(made: Made) -> None:

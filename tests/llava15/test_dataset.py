@@ -144,7 +144,12 @@ def test_images_are_found_missing_before_training(rows: TrainingRows, tmp_path: 
     file = write(
         tmp_path, [{"image": "wide.png", "conversations": CAPTION}, {"image": "no.png", "conversations": CAPTION}]
     )
-    with pytest.raises(ImageError, match=r"row 2: image .*no\.png does not exist"):
+    with pytest.raises(ImageError, match=r"row 2: image .*no\.png does not exist; check --image_folder"):
+        rows.dataset(read_rows(file, "v1"))
+    file = write(tmp_path, [{"image": f"{name}.png", "conversations": CAPTION} for name in ("wide", "a", "b", "a")])
+    with pytest.raises(
+        ImageError, match=r"row 2: image .*a\.png does not exist, nor do 2 others; .*--data_policy skip"
+    ):
         rows.dataset(read_rows(file, "v1"))
 
 

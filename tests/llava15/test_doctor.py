@@ -230,6 +230,10 @@ def test_training_takes_the_verdicts(broken: Path, tiny_llama_dir: Path) -> None
     other = Checks(looked.data_path, looked.image_folder, "v1", tiny_llama_dir, 16, longest=64)
     with pytest.raises(DataFormatError, match="model_max_length differ"):
         left_out(other, "skip", manifest, broken / "run", said.append)
+    (broken / "elsewhere").mkdir()
+    moved = Checks(looked.data_path, broken / "elsewhere", "v1", tiny_llama_dir, 16, longest=looked.longest)
+    with pytest.raises(DataFormatError, match=r"\(images differ\)"):
+        left_out(moved, "skip", manifest, broken / "run", said.append)
     (broken / "run").mkdir()
     own = broken / "run/data_manifest.json"
     assert left_out(looked, "skip", None, broken / "run", said.append) == FAULTY

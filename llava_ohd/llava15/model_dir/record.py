@@ -67,12 +67,12 @@ def read(path: str | Path) -> ModelDir:
     folder = Path(path)
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} is not a folder; give a model folder that scripts/finetune_llava.py wrote")
+    if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "llava":
+        raise ModelFormatError(
+            f"{folder} is a model of transformers; make a model folder of it: python scripts/convert_llava.py "
+            f"--source {folder} --to llava --out FOLDER (what was not exported here: with --image_aspect_ratio pad)"
+        )
     if not (folder / "ohd.json").is_file():
-        if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "llava":
-            raise ModelFormatError(
-                f"{folder} is a model of transformers; make a model folder of it: python scripts/convert_llava.py "
-                f"--source {folder} --to llava --out FOLDER (an original export: with --image_aspect_ratio pad)"
-            )
         raise ModelFormatError(
             f"{folder} has no ohd.json, which is written last: its training did not end. Run the same command again"
         )

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_ohd import tower
+from llava_ohd.errors import ModelFormatError
+from llava_ohd.llava15 import model_dir
 from llava_ohd.llava15.conversation import IMAGE_TOKEN, SYSTEM, encode
 from llava_ohd.llava15.convert import ConvertConfig, convert
 from llava_ohd.llava15.convert.parity import pictures
@@ -36,6 +38,12 @@ def load(folder: Path) -> Any:
     model, report = loaded
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
+
+
+def test_an_export_where_a_model_folder_belongs_is_told_from_it(source: Callable[[str], Any], tmp_path: Path) -> None:
+    folder = export(source("ours-projector"), tmp_path / "out")
+    with pytest.raises(ModelFormatError, match=f"convert_llava.py --source {folder} --to llava --out"):
+        model_dir.read(folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
