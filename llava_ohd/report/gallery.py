@@ -118,18 +118,19 @@ def cards(pairs: Pairs, truth: Truth, images: Path, *, limit: int = 9) -> dict[s
 
 
 def _captions(name: str, described: Sequence[tuple[Run, Run]], truth: Truth) -> dict[str, str]:
-    if not described or truth.objects is None or truth.vocabulary is None or name not in described[0][0].answers:
+    if not described or truth.vocabulary is None or name not in described[0][0].answers:
         return {}
-    ours, stock = (run.answers[name] for run in described[0])
-    present, words = truth.objects_of(name), truth.vocabulary
-    return {"stock": _marked(stock, present, words), "ours": _marked(ours, present, words)}
+    sides = zip(("ours", "stock"), described[0], strict=True)
+    return {
+        side: _marked(run.answers[name], run.invented.get(name, frozenset()), truth.vocabulary) for side, run in sides
+    }
 
 
-def _marked(text: str, present: frozenset[str], vocabulary: Vocabulary) -> str:
-    """Returns the caption as html, objects that are not in the image inside <mark>."""
+def _marked(text: str, invented: frozenset[str], vocabulary: Vocabulary) -> str:
+    """Returns the caption as html, the objects that the rule of the run counts as invented inside <mark>."""
     parts, end = [], 0
     for start, stop, name in vocabulary.find(text):
-        if name not in present:
+        if name in invented:
             parts += [html.escape(text[end:start]), f"<mark>{html.escape(text[start:stop])}</mark>"]
             end = stop
     return "".join([*parts, html.escape(text[end:])])
