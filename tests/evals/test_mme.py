@@ -81,6 +81,8 @@ def test_lines_of_an_image_need_not_stand_together(tmp_path):
         ("1.jpg\tq\tTrue\tYes", DataFormatError, "Yes or No"),
         ("1.jpg\tq\tYes\tYes\n1.jpg\tq\tYes\tNo", AnswersMismatch, "line 2 answers 1.jpg: 'q' once more"),
         ("1.jpg\tq\tYes\tYes", AnswersMismatch, "1.jpg has 1"),
+        ("1.jpg\tq\tYes\tYes\n1.jpg\tr\tyes\tYes", AnswersMismatch, "both of 1.jpg are a Yes .1 such images"),
+        ("1.jpg\tq\tNo\tYes\n1.jpg\tr\tNO\tYes", AnswersMismatch, "both of 1.jpg are a No"),
         ("", DataFormatError, "is empty"),
     ],
 )
