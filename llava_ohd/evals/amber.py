@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
+from llava_ohd.evals.answers import short, whole_characters
 from llava_ohd.files import read_jsonl
 from llava_ohd.records import Metric
 
@@ -100,19 +101,21 @@ def read_responses(path: Path, items: Mapping[int, AmberItem]) -> dict[int, str]
     A part of the ids will do, as in the official script; see `parts`.
 
     Raises:
-        DataFormatError: missing, empty, damaged, or a row without an id and a text.
+        DataFormatError: missing, empty, damaged, a row without an id and a text, or with a key twice.
         AnswersMismatch: an id that AMBER does not have, or one that occurs twice.
     """
     found: dict[int, str] = {}
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in enumerate(read_jsonl(path, unique_keys=True), 1):
         given, text = str(row.get("id", row.get("question_id"))), row.get("response", row.get("text"))
         if not (given.isascii() and given.isdigit()) or not isinstance(text, str):
             raise DataFormatError(
-                f"{path} row {number} is {str(row)[:120]}; an id (a number) and a response (a text) are expected"
+                f"{path} row {number} is {short(row)}; an id (a number) and a response (a text) are expected"
             )
-        if int(given) not in items:
+        whole_characters(path, number, text)
+        if len(given) > 9 or int(given) not in items:
             raise AnswersMismatch(
-                f"{path} row {number} answers id {given}; AMBER has 1 to {len(items)}. Give answers to its questions"
+                f"{path} row {number} answers id {short(given)[1:-1]}; AMBER has 1 to {len(items)}. Give answers to "
+                "its questions"
             )
         if int(given) in found:
             raise AnswersMismatch(f"{path} row {number} answers id {given} once more; keep one answer to each id")

@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llava_ohd.errors import DataFormatError
+from llava_ohd.evals.answers import short, whole_characters
 from llava_ohd.evals.chair_words import Vocabulary, finder, read_synonyms
 from llava_ohd.files import read_json, read_json_objects
 from llava_ohd.home import data_folder, from_home, home
@@ -44,18 +46,23 @@ def read_captions(path: Path) -> list[Caption]:
     A row has `image`, `image_id` or, as in answers of LLaVA, only `question_id`; and `caption` or `text`.
 
     Raises:
-        DataFormatError: missing, empty, or a row without them.
+        DataFormatError: missing, empty, a row without them, with a key twice, or with half a character.
     """
-    captions, rows = [], read_json_objects(path)
+    captions = []
+    rows: list[Any] = list(read_json_objects(path))
     if len(rows) == 1 and isinstance(rows[0].get("imgToEval"), dict):
         rows = list(rows[0]["imgToEval"].values())
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataFormatError(f"{path} entry {number} of imgToEval is {short(row)}; an object is expected")
         image = next((row[key] for key in ("image", "image_id", "question_id") if row.get(key) is not None), None)
         text = row.get("caption", row.get("text"))
         if not isinstance(image, str | int) or isinstance(image, bool) or not isinstance(text, str):
             raise DataFormatError(
-                f"{path} row {number} has the keys {sorted(row)}; image or image_id, and caption or text are expected"
+                f"{path} row {number} has the keys {short(sorted(row)[:9])}; image or image_id, and caption or text "
+                "are expected"
             )
+        whole_characters(path, number, str(image), text)
         captions.append(Caption(str(image), text))
     return captions
 

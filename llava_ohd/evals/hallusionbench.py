@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.evals.answers import RecordedAnswer, join
+from llava_ohd.evals.answers import RecordedAnswer, join, short, whole_characters
 from llava_ohd.evals.yes_no import one_word_of_two, strict
 from llava_ohd.files import read_jsonl
 from llava_ohd.records import Metric, Question
@@ -97,7 +97,7 @@ def read_answers(path: Path) -> list[RecordedAnswer]:
     A prediction is a text, or 0 (no), 1 (yes), 2 (uncertain), which the official script asks for.
 
     Raises:
-        DataFormatError: missing, damaged, or a row that is neither.
+        DataFormatError: missing, damaged, a row that is neither, with a key twice, or with half a character.
     """
     answers = []
     for number, row in enumerate(read_jsonl(path, unique_keys=True), 1):
@@ -107,11 +107,14 @@ def read_answers(path: Path) -> list[RecordedAnswer]:
         text = str(text) if isinstance(text, int) and not isinstance(text, bool) else text
         if not isinstance(name, str) or not isinstance(text, str):
             raise DataFormatError(
-                f"{path} row {number} has the keys {sorted(row)[:12]}; a row of HallusionBench.json with "
+                f"{path} row {number} has the keys {short(sorted(row)[:12], 300)}; a row of HallusionBench.json with "
                 "model_prediction, or question_id and text, is expected"
             )
         prompt = row.get("question") if official else row.get("prompt")
-        answers.append(RecordedAnswer(name, text, None, prompt if isinstance(prompt, str) else None))
+        if not isinstance(prompt, str | None):
+            raise DataFormatError(f"{path} row {number}: what was asked is {short(prompt)}; a text is expected")
+        whole_characters(path, number, name, text, prompt)
+        answers.append(RecordedAnswer(name, text, None, prompt))
     return answers
 
 
