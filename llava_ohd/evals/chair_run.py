@@ -129,14 +129,16 @@ def evaluate(
     if not said:
         raise AnswersMismatch("there are no captions to score")
     if data.instances is None:
-        complete, ids = True, sorted(coco_id(caption.image) for caption in said)
-        settings = {"image_list": {"images": len(ids), "sha256": sha256_json(ids)}} | settings
+        complete, listed = True, sorted(coco_id(caption.image) for caption in said)
+        settings = {"image_list": {"images": len(listed), "sha256": sha256_json(listed)}} | settings
     else:
         complete = protocol.image_list is not None or len(said) >= min(limit, len(data.images()))
         settings = {"limit": limit, "split": data.split} | settings
 
+    ids = {file: number for number, file in data.images()} if data.instances else {}
+
     def scored(name: str) -> list[chair.Mentions]:
-        return chair.scored_captions(said, data.truth(name), data.vocabulary, rule=name, nltk_data=nltk_data)
+        return chair.scored_captions(said, data.truth(name), data.vocabulary, rule=name, nltk_data=nltk_data, ids=ids)
 
     others = {name: chair.metrics(scored(name)) for name in chair.RULES if all_rules and name != rule}
     return Scored(data, rule, scored(rule), complete, settings, others)

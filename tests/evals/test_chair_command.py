@@ -106,6 +106,21 @@ def test_a_folder_of_coco(data, tmp_path):
     assert scored["metrics"]["recall"] == {"value": 0.0, "n": 0, "better": "higher"}  # exact: "dogs" is no dog
 
 
+def test_one_image_by_its_id_and_by_another_name(data, tmp_path):
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
+    write_json(
+        tmp_path / "set/annotations/instances_test.json", {"images": images, "categories": [], "annotations": []}
+    )
+    write_json(tmp_path / "set/annotations/captions_test.json", {"images": images, "annotations": []})
+    rows = [{"image_id": 1, "caption": "a dog"}, {"image": "a.png", "caption": "a bus"}]
+    arguments = ("--set", tmp_path / "set", "--out", tmp_path / "out")
+    refused = run(data, "--captions", captions(tmp_path, rows), *arguments, status=2)
+    assert "AnswersMismatch: 1 images have more than one caption, first: ['1']" in refused
+    rows[1]["image"] = "b.png"
+    run(data, "--captions", captions(tmp_path, rows), *arguments)
+    assert json.loads((tmp_path / "out/results.json").read_text())["n"] == 2
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
