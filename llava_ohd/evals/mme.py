@@ -17,14 +17,16 @@ from pathlib import Path
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
 from llava_ohd.evals.answers import short
+from llava_ohd.evals.yes_no import unread_line
 from llava_ohd.files import read_text
 from llava_ohd.records import Metric
 
-__all__ = ["IMAGES", "RULE", "TASKS", "MmeAnswer", "first_four", "read_answers", "score"]
+__all__ = ["IMAGES", "RULE", "TASKS", "MmeAnswer", "first_four", "notes", "read_answers", "score"]
 
 RULE = "official (MME eval_tool calculation.py)"
 TASKS = ("existence", "count", "position", "color")
 IMAGES = 30  # of each task
+_UNREAD = 'without "yes" and "no" in the first four characters'
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,13 @@ def score(answers: dict[str, list[MmeAnswer]]) -> list[Metric]:
         Metric("unparsed", said.count(None) / n, n, "none"),
         *constant,
     ]
+
+
+def notes(answers: dict[str, list[MmeAnswer]]) -> list[str]:
+    """Says aloud when answers could not be read."""
+    said = {f"{task}: {row.image}: {row.question}": row.text for task, rows in answers.items() for row in rows}
+    unread = unread_line({short(name)[1:-1]: text for name, text in said.items()}, first_four, _UNREAD)
+    return [f"{unread}; they count as wrong"] if unread else []
 
 
 def _scores(answers: dict[str, list[MmeAnswer]], read: Callable[[str], bool | None]) -> list[Metric]:

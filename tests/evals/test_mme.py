@@ -100,6 +100,15 @@ def test_too_many_images_and_no_task(tmp_path):
         mme.read_answers(tmp_path)
 
 
+def test_answers_that_cannot_be_read_are_said_aloud(tmp_path):
+    write(tmp_path, "color", [("Yes", "No")] * 14 + [("**Yes**", "Unsure")])
+    (note,) = mme.notes(mme.read_answers(tmp_path))
+    assert note.startswith('UNREAD: 4 of 60 answers (6.7 %) are without "yes" and "no" in the first four characters')
+    assert "first: color: 14.jpg: Is it Yes? Please answer yes or no.: '**Yes**'; they count as wrong" in note
+    write(tmp_path, "color", [("Yes", "No")])
+    assert mme.notes(mme.read_answers(tmp_path)) == []
+
+
 def test_command(tmp_path):
     for task in mme.TASKS:
         write(tmp_path, task, [("Yes", "No"), ("Yes", "Yes")])
