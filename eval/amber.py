@@ -10,7 +10,8 @@ Quirks:   exactly "Yes" and "No" count ("yes", "No." are wrong): tolerant/* read
           79.7 %, more than LLaVA-1.5: always_no/* stands beside. Id 13193 asks for a chair in one query file and for a
           computer in another.
 Inputs:   --responses FILE, an array of {"id", "response"} as AMBER's, or our answers.jsonl; a part of the ids will do,
-          and is then marked as not complete. --data DIR with annotations.json, relation.json, safe_words.txt.
+          and is then marked as not complete. --data DIR with annotations.json, relation.json, safe_words.txt, and
+          query/query_*.json, which what was asked is compared with where the file says it.
 Outputs:  OUT/results.json.
 Command:  python eval/amber.py --responses answers.json --data amber/data --similarity exact --out runs/amber
 Cost:     seconds; no torch. Descriptions need NLTK and its data (NLTK_DATA=DIR).
@@ -21,11 +22,8 @@ import os
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
-from llava_ohd.evals import amber, amber_generative
-from llava_ohd.records import Metric
+from llava_ohd.evals import amber, amber_generative, amber_run
 from llava_ohd.results import print_metrics, write_results
-
-CONTRADICTION = 13193
 
 
 def main() -> None:
@@ -45,31 +43,25 @@ def main() -> None:
     given = parser.parse_args()
     with exit_on_error():
         items = amber.read_items(given.data)
-        responses = amber.read_responses(given.responses, items)
-        words = amber_generative.read_words(given.data)
-        found = amber_generative.generative(responses, items, words, given.similarity)
-        found += amber.discriminative(responses, items)
-        values = {metric.name: metric.value for metric in found}
-        if {"chair", "f1"} <= values.keys():
-            found.insert(0, Metric("amber", (1 - values["chair"] + values["f1"]) / 2, len(responses), "higher"))
-        parts = amber.parts(responses, items)
+        responses = amber.read_responses(given.responses, items, amber.read_queries(given.data))
+        scored = amber_run.evaluate(responses, items, given.data, given.similarity)
         out = given.out or given.responses.with_name(f"{given.responses.stem}_scored")
         write_results(
             out / "results.json",
-            found,
+            scored.metrics,
             evaluation="amber",
             rule=amber.RULE,
             data_set="amber",
             n=len(responses),
-            complete=all(answered in (0, total) for answered, total in parts.values()),
-            settings={"similarity": given.similarity, "answered": parts},
+            complete=scored.complete,
+            settings={"similarity": given.similarity, "answered": scored.parts},
+            details={"notes": scored.notes},
         )
         print(f"AMBER, {given.responses}, words compared: {given.similarity}")
-        for name, (answered, total) in parts.items():
-            print(f"  {name}: {answered} of {total} answered{'' if answered in (0, total) else ' (NOT COMPLETE)'}")
-        print_metrics(found)
-        if CONTRADICTION in responses:
-            print(f"  id {CONTRADICTION} (AMBER_931) asks for a computer in query_all.json, for a chair in the others")
+        print("\n".join(scored.lines()))
+        print_metrics(scored.metrics)
+        for note in scored.notes:
+            print(f"  {note}")
         print(f"results: {out / 'results.json'}")
 
 

@@ -39,7 +39,8 @@ def main() -> None:
     given = parser.parse_args()
     with exit_on_error():
         questions = hallusionbench.read_questions(given.data)
-        metrics = hallusionbench.score(questions, hallusionbench.read_answers(given.answers), given.rule)
+        answers = hallusionbench.read_answers(given.answers)
+        metrics, notes = hallusionbench.score(questions, answers, given.rule), hallusionbench.notes(answers, given.rule)
         out = given.out or given.answers.with_name(f"{given.answers.stem}_scored")
         write_results(
             out / "results.json",
@@ -48,9 +49,12 @@ def main() -> None:
             rule=hallusionbench.RULES[given.rule],
             data_set="hallusionbench",
             n=metrics[0].n,
+            details={"notes": notes},
         )
         print(f"HallusionBench, {given.answers}, rule {given.rule}")
         print_metrics(metrics)
+        for note in notes:
+            print(f"  {note}")
         print(f"results: {out / 'results.json'}")
 
 

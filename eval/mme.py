@@ -28,7 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     with exit_on_error():
         answers = mme.read_answers(given.answers)
-        metrics = mme.score(answers)
+        metrics, notes = mme.score(answers), mme.notes(answers)
         images = {task: len({row.image for row in answers.get(task, [])}) for task in mme.TASKS}
         out = given.out or given.answers.with_name(f"{given.answers.name}_scored")
         write_results(
@@ -40,12 +40,15 @@ def main() -> None:
             n=sum(map(len, answers.values())),
             complete=all(count == mme.IMAGES for count in images.values()),
             settings={"images": images},
+            details={"notes": notes},
         )
         print(f"MME, hallucination subset, {given.answers}")
         for task, count in images.items():
             if count < mme.IMAGES:
                 print(f"  {task}: {count} of {mme.IMAGES} images answered (NOT COMPLETE)")
         print_metrics(metrics)
+        for note in notes:
+            print(f"  {note}")
         print(f"results: {out / 'results.json'}")
 
 

@@ -5,7 +5,8 @@ Rule:     --rule official (AoiDragon/POPE@08d957b evaluate.py; the same in LLaVA
           vlmevalkit, lmms-eval, repope (sources: llava_ohd/evals/yes_no.py); --all-rules prints them side by side.
 Metrics:  per split accuracy, precision, recall, f1 (higher), yes_ratio (describes); f1_macro (mean of the three F1:
           LLaVA's "POPE"), accuracy_macro, f1_pooled (lmms-eval's, VLMEvalKit's); for coco repope/*, the corrected
-          labels. unparsed (no plain yes or no), label_yes_ratio, always_yes/*, always_no/* describe.
+          labels. undecided (the rule reads nothing), unparsed (no plain yes or no), not_bare (more than the word: the
+          rules may differ), label_yes_ratio, always_yes/*, always_no/* describe.
 Quirks:   by the official rule an answer without "no" or "not" in its first sentence is a yes, even an empty one. LLaVA
           appends "Answer the question using a single word or phrase.": --suffix does, the world asks the bare question.
 Inputs:   --encoder ours|openai|NAME|PATH (its LLaVA model, or --model); --set NAME (under $LLAVA_OHD_DATA) or DIR;

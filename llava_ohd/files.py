@@ -255,7 +255,7 @@ def _why_not_json(error: Exception) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs][:9]}")
+        raise ValueError(f"a key occurs twice among {[key[:40] for key, _ in pairs][:9]}")
     return found
 
 
@@ -297,13 +297,14 @@ def read_json_objects(path: Path) -> list[dict[str, Any]]:
     """Reads JSON objects one after another, each over one or several lines (so also JSON Lines), or one JSON array.
 
     Raises:
-        DataFormatError: missing, empty, not JSON, or a row that is not an object; the message gives the line.
+        DataFormatError: missing, empty, not JSON, a row that is not an object, or one that has a key twice; the message
+            gives the line.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
-        return read_jsonl(path)
+        return read_jsonl(path, unique_keys=True)
     rows: list[dict[str, Any]] = []
-    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
+    decoder, blank = json.JSONDecoder(object_pairs_hook=_unique), re.compile(r"\s*")
     place = len(text) - len(text.lstrip())
     while place < len(text):
         try:

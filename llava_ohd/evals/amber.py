@@ -14,10 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
+from llava_ohd.evals.answers import same_image, short, whole_characters
 from llava_ohd.files import read_jsonl
 from llava_ohd.records import Metric
 
-__all__ = ["RULE", "AmberItem", "discriminative", "parts", "read_items", "read_responses", "tolerant"]
+__all__ = [
+    "RULE",
+    "AmberItem",
+    "Query",
+    "discriminative",
+    "parts",
+    "read_items",
+    "read_queries",
+    "read_responses",
+    "tolerant",
+]
 
 RULE = "official (junyangwang0410/AMBER@534babf inference.py)"
 GENERATIVE = "generative"
@@ -94,30 +105,94 @@ def _item(row: Mapping[str, object]) -> AmberItem:
     return AmberItem(int(str(row["id"])), str(kind), (str(truth),))
 
 
-def read_responses(path: Path, items: Mapping[int, AmberItem]) -> dict[int, str]:
-    """Reads responses in AMBER's form (an array of `id`, `response`) or ours (lines of `question_id`, `text`).
+@dataclass(frozen=True)
+class Query:
+    """What AMBER asks under one id.
 
-    A part of the ids will do, as in the official script; see `parts`.
+    Attributes:
+        image: File name.
+        texts: The question; two for the one id whose query files contradict each other.
+    """
+
+    image: str
+    texts: tuple[str, ...]
+
+
+def read_queries(folder: Path) -> dict[int, Query]:
+    """Reads the query_*.json that lie in AMBER's data folder or in query/ of it; nothing where there is none.
 
     Raises:
-        DataFormatError: missing, empty, damaged, or a row without an id and a text.
-        AnswersMismatch: an id that AMBER does not have, or one that occurs twice.
+        DataFormatError: damaged.
+    """
+    found: dict[int, Query] = {}
+    for path in sorted([*folder.glob("query_*.json"), *folder.glob("query/query_*.json")]):
+        for number, row in enumerate(read_jsonl(path), 1):
+            name, image, text = row.get("id"), row.get("image"), row.get("query")
+            if not isinstance(name, int) or not isinstance(image, str) or not isinstance(text, str):
+                raise DataFormatError(f"{path} row {number} has not id, image and query; copy it from AMBER again")
+            texts = found[name].texts if name in found else ()
+            found[name] = Query(image, texts if text in texts else (*texts, text))
+    return found
+
+
+def read_responses(
+    path: Path, items: Mapping[int, AmberItem], queries: Mapping[int, Query] | None = None
+) -> dict[int, str]:
+    """Reads responses in AMBER's form (an array of `id`, `response`) or ours (lines of `question_id`, `text`).
+
+    A part of the ids will do, as in the official script; see `parts`. Where a row says what was asked (`prompt` or
+    `query`) or of which image (`image`), it is compared: POPE's ids are numbers that AMBER has, too.
+
+    Args:
+        path: The file.
+        items: The annotations.
+        queries: What AMBER asks; may lack ids that no row says anything of.
+
+    Raises:
+        DataFormatError: missing, empty, damaged, a row without an id and a text, or with a key twice.
+        AnswersMismatch: an id that AMBER does not have, one that occurs twice, or an answer to another question.
     """
     found: dict[int, str] = {}
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in enumerate(read_jsonl(path, unique_keys=True), 1):
         given, text = str(row.get("id", row.get("question_id"))), row.get("response", row.get("text"))
-        if not (given.isascii() and given.isdigit()) or not isinstance(text, str):
+        if not (given.isascii() and given.isdigit()) or not isinstance(text, str) or "answer" in row:
             raise DataFormatError(
-                f"{path} row {number} is {str(row)[:120]}; an id (a number) and a response (a text) are expected"
+                f"{path} row {number} is {short(row)}; an id (a number) and a response (a text) are expected"
+                f"{', no answer: of POPE and OHD-Caps the text is the question' if 'answer' in row else ''}"
             )
-        if int(given) not in items:
+        whole_characters(path, number, text)
+        if len(given) > 9 or int(given) not in items:
             raise AnswersMismatch(
-                f"{path} row {number} answers id {given}; AMBER has 1 to {len(items)}. Give answers to its questions"
+                f"{path} row {number} answers id {short(given)[1:-1]}; AMBER has 1 to {len(items)}. Give answers to "
+                "its questions"
             )
         if int(given) in found:
             raise AnswersMismatch(f"{path} row {number} answers id {given} once more; keep one answer to each id")
+        _check_asked(f"{path} row {number}", row, (queries or {}).get(int(given)))
         found[int(given)] = text
     return found
+
+
+def _check_asked(where: str, row: Mapping[str, object], query: Query | None) -> None:
+    """Refuses an answer to another question, or about another image."""
+    asked, image = row.get("prompt", row.get("query")), row.get("image")
+    if asked is None and image is None:
+        return
+    if query is None:
+        raise DataFormatError(
+            f"{where} says what was asked, and there is no query_*.json with its id to compare it with; copy AMBER's "
+            "data/query/ into query/ of the data folder"
+        )
+    same = image is None or (isinstance(image, str) and same_image(query.image, image))
+    if not same or not (asked is None or any(_plain(text).rstrip(".?!") in _plain(asked) for text in query.texts)):
+        raise AnswersMismatch(
+            f"{where} was asked {short(asked)} about {short(image or 'an image not given')}; AMBER asks "
+            f"{short(query.texts[0])} about {query.image}. Give answers to AMBER's queries. Nothing was scored."
+        )
+
+
+def _plain(text: object) -> str:
+    return " ".join(str(text).casefold().split())
 
 
 def parts(responses: Iterable[int], items: Mapping[int, AmberItem]) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ from llava_ohd.errors import AnswersMismatch, DataFormatError
 from llava_ohd.files import read_jsonl
 from llava_ohd.records import Answer, Question
 
-__all__ = ["RecordedAnswer", "join", "mismatch", "read_answers", "same_image"]
+__all__ = ["RecordedAnswer", "join", "mismatch", "read_answers", "same_image", "short", "whole_characters"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def _recorded(path: Path, number: int, row: dict[str, Any]) -> RecordedAnswer:
         known = name is not None
     if not known or not isinstance(text, str):
         raise DataFormatError(
-            f"{path} row {number} has the keys {sorted(row)[:9]}; question_id and text (a string) are expected, or "
-            "question and answer"
+            f"{path} row {number} has the keys {short(sorted(row)[:9])}; question_id and text (a string) are expected, "
+            "or question and answer"
         )
     image = row.get("image")
     if (
@@ -64,11 +64,28 @@ def _recorded(path: Path, number: int, row: dict[str, Any]) -> RecordedAnswer:
         raise DataFormatError(
             f"{path} row {number}: the question_id must be a number or text, image and prompt must be text"
         )
-    try:
-        "".join(value for value in (str(name), text, image, prompt) if value).encode()
-    except UnicodeEncodeError as error:
-        raise DataFormatError(f"{path} row {number} has half a character (a lone surrogate): {error}") from None
+    whole_characters(path, number, str(name), text, image, prompt)
     return RecordedAnswer(str(name), text, image, prompt)
+
+
+def whole_characters(path: Path, number: int, *texts: str | None) -> None:
+    """Refuses a row with half a character: what was said is not known, and no file can hold it.
+
+    Raises:
+        DataFormatError: there is one.
+    """
+    try:
+        "".join(text for text in texts if text).encode()
+    except UnicodeEncodeError as error:
+        raise DataFormatError(
+            f"{path} row {number} has half a character (a lone surrogate): {error}; write the file again as UTF-8"
+        ) from None
+
+
+def short(value: object, length: int = 160) -> str:
+    """Returns how a message shows a value: as Python writes it, its end left out where it is long."""
+    shown = repr(value[: 2 * length] if isinstance(value, str) else value)
+    return shown if len(shown) <= length else f"{shown[: length - 3]}..."
 
 
 def join(
@@ -126,12 +143,7 @@ def _shown(question: Question) -> str:
 
 
 def _asked(answer: Answer) -> str:
-    return f"{getattr(answer, 'image', None) or 'image not given'}: {_short(getattr(answer, 'prompt', None))}"
-
-
-def _short(text: object) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 160 else f"{shown[:157]}..."
+    return f"{short(getattr(answer, 'image', None) or 'image not given')}: {short(getattr(answer, 'prompt', None))}"
 
 
 def mismatch(

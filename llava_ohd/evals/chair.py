@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_ohd.errors import AnswersMismatch
+from llava_ohd.evals.answers import short
 from llava_ohd.evals.chair_data import Caption, coco_id, read_captions, read_ground_truth
 from llava_ohd.evals.chair_words import RULES, Find, Vocabulary, finder, read_synonyms
 from llava_ohd.records import Metric
@@ -84,6 +85,7 @@ def scored_captions(
     *,
     rule: str = "exact",
     nltk_data: Path | None = None,
+    ids: Mapping[str, str] | None = None,
 ) -> list[Mentions]:
     """Finds the mentioned and the hallucinated objects of each caption.
 
@@ -93,9 +95,10 @@ def scored_captions(
         vocabulary: From `read_synonyms`.
         rule: One of `RULES`.
         nltk_data: Folder with NLTK's data, for the rule "wordnet".
+        ids: The id of an image by its file name, where captions may give either.
 
     Raises:
-        AnswersMismatch: a caption of an unknown image, or two of one image.
+        AnswersMismatch: a caption of an unknown image, or two of one image, by whatever names.
         LlavaOhdError: no such rule.
         MissingDependency: NLTK or its data.
     """
@@ -104,13 +107,16 @@ def scored_captions(
     unknown = [caption.image for caption, name in zip(captions, known, strict=True) if name not in ground_truth]
     if unknown:
         raise AnswersMismatch(
-            f"{len(unknown)} of {len(captions)} captions are of images without ground truth, first: {unknown[:3]}. "
-            "Give the annotations of the split that the captions were made for (--set). Nothing was scored."
+            f"{len(unknown)} of {len(captions)} captions are of images without ground truth, first: "
+            f"{short(unknown[:3])}. Give the annotations of the split that the captions were made for (--set). "
+            "Nothing was scored."
         )
-    twice = [name for name, count in Counter(map(coco_id, known)).items() if count > 1]
+    images = ((ids or {}).get(name, coco_id(name)) for name in known)
+    twice = [name for name, count in Counter(images).items() if count > 1]
     if twice:
         raise AnswersMismatch(
-            f"{len(twice)} images have more than one caption, first: {twice[:3]}. Keep one each. Nothing was scored."
+            f"{len(twice)} images have more than one caption, first: {short(twice[:3])}. Keep one each. Nothing was "
+            "scored."
         )
     return [_mentions(row, ground_truth[name], find) for row, name in zip(captions, known, strict=True)]
 

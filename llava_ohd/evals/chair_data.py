@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llava_ohd.errors import DataFormatError
+from llava_ohd.evals.answers import short, whole_characters
 from llava_ohd.evals.chair_words import Vocabulary, finder, read_synonyms
 from llava_ohd.files import read_json, read_json_objects
 from llava_ohd.home import data_folder, from_home, home
@@ -41,23 +43,36 @@ def coco_id(image: str) -> str:
 def read_captions(path: Path) -> list[Caption]:
     """Reads captions: JSON Lines, one array, objects over several lines (POPE), or the original's `imgToEval`.
 
-    A row has `image`, `image_id` or, as in answers of LLaVA, only `question_id`; and `caption` or `text`.
+    A row has `image` or `image_id`, and `caption` or `text`. A `question_id` alone says nothing of the image: LLaVA's
+    answers need an image_id beside it, as those in POPE's caption_data have.
 
     Raises:
-        DataFormatError: missing, empty, or a row without them.
+        DataFormatError: missing, empty, a row without them, with a key twice, or with half a character.
     """
-    captions, rows = [], read_json_objects(path)
+    captions = []
+    rows: list[Any] = list(read_json_objects(path))
     if len(rows) == 1 and isinstance(rows[0].get("imgToEval"), dict):
         rows = list(rows[0]["imgToEval"].values())
     for number, row in enumerate(rows, 1):
-        image = next((row[key] for key in ("image", "image_id", "question_id") if row.get(key) is not None), None)
+        if not isinstance(row, dict):
+            raise DataFormatError(f"{path} entry {number} of imgToEval is {short(row)}; an object is expected")
+        image = next((row[key] for key in ("image", "image_id") if row.get(key) is not None), None)
         text = row.get("caption", row.get("text"))
         if not isinstance(image, str | int) or isinstance(image, bool) or not isinstance(text, str):
-            raise DataFormatError(
-                f"{path} row {number} has the keys {sorted(row)}; image or image_id, and caption or text are expected"
-            )
+            raise DataFormatError(f"{path} row {number} has the keys {short(sorted(row)[:9])}; {_lacking(row, image)}")
+        whole_characters(path, number, str(image), text)
         captions.append(Caption(str(image), text))
     return captions
+
+
+def _lacking(row: Mapping[str, Any], image: object) -> str:
+    """Says what a row lacks."""
+    if image is None:
+        beside = ", the question_id is that of a question" if "question_id" in row else ""
+        return f"image (a file name) or image_id (COCO's) is missing{beside}"
+    if isinstance(image, bool) or not isinstance(image, str | int):
+        return f"image or image_id is {short(image)}, a file name or COCO's id is expected"
+    return "caption or text is missing, or no text"
 
 
 def read_ground_truth(

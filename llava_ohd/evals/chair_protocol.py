@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError, LlavaOhdError, MissingDependency
+from llava_ohd.evals.answers import short
 from llava_ohd.evals.chair_data import Caption, coco_id
 from llava_ohd.files import read_json, sha256_json
 from llava_ohd.home import data_folder
@@ -93,10 +94,10 @@ def read_image_list(path: Path) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataFormatError(f"{path} cannot be read as text ({error}); give a list of images") from None
     images = [coco_id(entry) for entry in given]
-    wrong = [image for image in images if not re.fullmatch("[0-9]+", image)]
+    wrong = [image for image in images if not re.fullmatch("[0-9]{1,12}", image)]  # as many as names have
     twice = [image for image, count in Counter(images).items() if count > 1]
     if wrong or twice or not images:
-        found = f"{wrong[0]!r} is no image" if wrong else f"{twice[0]!r} occurs twice" if twice else "it is empty"
+        found = f"{short(wrong[0])} is no image" if wrong else f"{twice[0]!r} occurs twice" if twice else "it is empty"
         raise DataFormatError(f"{path}: {found}; one id or file name of a COCO image a line is expected, each once")
     return images
 

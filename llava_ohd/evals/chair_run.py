@@ -95,6 +95,9 @@ class Scored:
         found, length = chair.metrics(self.rows), chair.published_length(self.rows)
         print_metrics(found)
         lines = [] if length is None else [f"  length as papers print it beside this rule: {length:.1f}"]
+        lines += (
+            [] if found[0].n else ["  NO CAPTION NAMES AN OBJECT: chair_i is undefined, and chair_s of 0 says nothing"]
+        )
         lines += [] if self.complete else ["  NOT COMPLETE: fewer captions than images"]
         lines += chair.side_by_side({self.rule: found, **self.others}) if self.others else []
         for line in lines + (chair.object_lines(chair.by_object(self.rows)) if objects else []):
@@ -122,21 +125,30 @@ def evaluate(
         nltk_data: For the rule "wordnet".
 
     Raises:
-        AnswersMismatch: no captions, unknown or missing images, two captions of one.
+        AnswersMismatch: no captions, or all are empty; unknown or missing images, two captions of one.
         MissingDependency: NLTK or its data, SentencePiece.
     """
     said, settings = protocol.apply(captions)
     if not said:
         raise AnswersMismatch("there are no captions to score")
+    if not any(caption.text.strip() for caption in said):
+        some = any(caption.text.strip() for caption in captions)
+        kept = " (before their unfinished sentences were dropped some were not)" if some else ""
+        raise AnswersMismatch(
+            f"all {len(said)} captions are empty{kept}, so that nothing is hallucinated and CHAIR would be 0; give the "
+            "captions that the model made. Nothing was scored."
+        )
     if data.instances is None:
-        complete, ids = True, sorted(coco_id(caption.image) for caption in said)
-        settings = {"image_list": {"images": len(ids), "sha256": sha256_json(ids)}} | settings
+        complete, listed = True, sorted(coco_id(caption.image) for caption in said)
+        settings = {"image_list": {"images": len(listed), "sha256": sha256_json(listed)}} | settings
     else:
         complete = protocol.image_list is not None or len(said) >= min(limit, len(data.images()))
         settings = {"limit": limit, "split": data.split} | settings
 
+    ids = {file: number for number, file in data.images()} if data.instances else {}
+
     def scored(name: str) -> list[chair.Mentions]:
-        return chair.scored_captions(said, data.truth(name), data.vocabulary, rule=name, nltk_data=nltk_data)
+        return chair.scored_captions(said, data.truth(name), data.vocabulary, rule=name, nltk_data=nltk_data, ids=ids)
 
     others = {name: chair.metrics(scored(name)) for name in chair.RULES if all_rules and name != rule}
     return Scored(data, rule, scored(rule), complete, settings, others)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.evals.answers import RecordedAnswer, join
-from llava_ohd.evals.yes_no import one_word_of_two, strict
+from llava_ohd.evals.answers import RecordedAnswer, join, short, whole_characters
+from llava_ohd.evals.yes_no import one_word_of_two, strict, unread_line
 from llava_ohd.files import read_jsonl
 from llava_ohd.records import Metric, Question
 
-__all__ = ["RULES", "HallusionQuestion", "read_answers", "read_questions", "score"]
+__all__ = ["RULES", "HallusionQuestion", "notes", "read_answers", "read_questions", "score"]
 
 RULES = {
     "vlmevalkit": "vlmevalkit (open-compass/VLMEvalKit@e8e78f0 vlmeval/dataset/utils/yorn.py, no judge)",
@@ -97,7 +97,7 @@ def read_answers(path: Path) -> list[RecordedAnswer]:
     A prediction is a text, or 0 (no), 1 (yes), 2 (uncertain), which the official script asks for.
 
     Raises:
-        DataFormatError: missing, damaged, or a row that is neither.
+        DataFormatError: missing, damaged, a row that is neither, with a key twice, or with half a character.
     """
     answers = []
     for number, row in enumerate(read_jsonl(path, unique_keys=True), 1):
@@ -107,11 +107,14 @@ def read_answers(path: Path) -> list[RecordedAnswer]:
         text = str(text) if isinstance(text, int) and not isinstance(text, bool) else text
         if not isinstance(name, str) or not isinstance(text, str):
             raise DataFormatError(
-                f"{path} row {number} has the keys {sorted(row)[:12]}; a row of HallusionBench.json with "
+                f"{path} row {number} has the keys {short(sorted(row)[:12], 300)}; a row of HallusionBench.json with "
                 "model_prediction, or question_id and text, is expected"
             )
         prompt = row.get("question") if official else row.get("prompt")
-        answers.append(RecordedAnswer(name, text, None, prompt if isinstance(prompt, str) else None))
+        if not isinstance(prompt, str | None):
+            raise DataFormatError(f"{path} row {number}: what was asked is {short(prompt)}; a text is expected")
+        whole_characters(path, number, name, text, prompt)
+        answers.append(RecordedAnswer(name, text, None, prompt))
     return answers
 
 
@@ -131,9 +134,7 @@ def score(
         unseen = {question.id for question in questions if not question.shown}
         answers = [answer for answer in answers if answer.question_id not in unseen]
         questions = [question for question in questions if question.shown]
-    texts = [_DIGITS.get(text.strip(), text) for text in join(questions, answers)]
-    read = one_word_of_two if rule == "vlmevalkit" else strict
-    said = [read(text) for text in texts]
+    said = [_reader(rule)(text) for text in join(questions, answers)]
     constant = [
         replace(metric, name=f"{name}/{metric.name}", better="none")
         for name, word in (("always_yes", True), ("always_no", False))
@@ -150,6 +151,18 @@ def score(
         Metric("unparsed", said.count(None) / len(said), len(said), "none"),
         *constant,
     ]
+
+
+def _reader(rule: str) -> Callable[[str], bool | None]:
+    read = one_word_of_two if rule == "vlmevalkit" else strict
+    return lambda text: read(_DIGITS.get(text.strip(), text))
+
+
+def notes(answers: Iterable[RecordedAnswer], rule: str = "vlmevalkit") -> list[str]:
+    """Says aloud when answers could not be read."""
+    unread = unread_line({answer.question_id: answer.text for answer in answers}, _reader(rule))
+    meaning = "they count as wrong" + (", and as right where no figure is shown" if rule == "official" else "")
+    return [f"{unread}; {meaning}"] if unread else []
 
 
 def _scores(

@@ -16,14 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
+from llava_ohd.evals.answers import short
+from llava_ohd.evals.yes_no import unread_line
 from llava_ohd.files import read_text
 from llava_ohd.records import Metric
 
-__all__ = ["IMAGES", "RULE", "TASKS", "MmeAnswer", "first_four", "read_answers", "score"]
+__all__ = ["IMAGES", "RULE", "TASKS", "MmeAnswer", "first_four", "notes", "read_answers", "score"]
 
 RULE = "official (MME eval_tool calculation.py)"
 TASKS = ("existence", "count", "position", "color")
 IMAGES = 30  # of each task
+_UNREAD = 'without "yes" and "no" in the first four characters'
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def read_answers(folder: Path) -> dict[str, list[MmeAnswer]]:
 
     Raises:
         DataFormatError: no task is there, or a line has not four fields or another label.
-        AnswersMismatch: a question twice, an image with other than two, or more images than the task has.
+        AnswersMismatch: a question twice, an image with other than two or with two of one label, or more images than
+            the task has.
     """
     files = {task: folder / f"{task}.txt" for task in TASKS}
     there = {task: file for task, file in files.items() if file.exists()}
@@ -83,16 +87,32 @@ def _read_task(file: Path) -> list[MmeAnswer]:
             )
         image, question, label, text = fields
         if (image, question) in found:
-            raise AnswersMismatch(f"{file} line {number} answers {image}: {question!r} once more; keep one answer")
+            raise AnswersMismatch(
+                f"{file} line {number} answers {short(image)[1:-1]}: {short(question)} once more; keep one answer"
+            )
         found[image, question] = MmeAnswer(image, question, label.lower() == "yes", text)
         images[image] = images.get(image, 0) + 1
-    if odd := [f"{image} has {count}" for image, count in images.items() if count != 2]:
+    if odd := [f"{short(image)[1:-1]} has {count}" for image, count in images.items() if count != 2]:
         raise AnswersMismatch(
             f"{file}: each image has two questions, but {'; '.join(odd[:3])} ({len(odd)} such images)"
         )
+    _refuse_equal_labels(file, found.values())
     if len(images) > IMAGES:
         raise AnswersMismatch(f"{file} answers about {len(images)} images; MME's {file.stem} has {IMAGES}")
     return list(found.values())
+
+
+def _refuse_equal_labels(file: Path, rows: Iterable[MmeAnswer]) -> None:
+    """Refuses an image whose two questions have one label: a constant answer would get accuracy_plus for it."""
+    labels: dict[str, set[bool]] = {}
+    for row in rows:
+        labels.setdefault(row.image, set()).add(row.label)
+    if equal := [(image, "Yes" if True in found else "No") for image, found in labels.items() if len(found) < 2]:
+        image, label = equal[0]
+        raise AnswersMismatch(
+            f"{file}: one of an image's questions is a Yes and one a No, but both of {short(image)[1:-1]} are a "
+            f"{label} ({len(equal)} such images); take the labels from MME's files again"
+        )
 
 
 def score(answers: dict[str, list[MmeAnswer]]) -> list[Metric]:
@@ -117,6 +137,13 @@ def score(answers: dict[str, list[MmeAnswer]]) -> list[Metric]:
         Metric("unparsed", said.count(None) / n, n, "none"),
         *constant,
     ]
+
+
+def notes(answers: dict[str, list[MmeAnswer]]) -> list[str]:
+    """Says aloud when answers could not be read."""
+    said = {f"{task}: {row.image}: {row.question}": row.text for task, rows in answers.items() for row in rows}
+    unread = unread_line({short(name)[1:-1]: text for name, text in said.items()}, first_four, _UNREAD)
+    return [f"{unread}; they count as wrong"] if unread else []
 
 
 def _scores(answers: dict[str, list[MmeAnswer]], read: Callable[[str], bool | None]) -> list[Metric]:

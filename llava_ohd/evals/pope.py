@@ -12,6 +12,7 @@ ZeroDivisionError; here the value is 0 and the metric's n is 0. And lmms-eval's 
 0.5; here it is that of the answers under every rule.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from llava_ohd.evals.answers import mismatch
 from llava_ohd.evals.pope_answers import SUFFIX, answers_for, bare, match
 from llava_ohd.evals.pope_questions import object_of
 from llava_ohd.evals.pope_sets import SETS, SPLITS, PopeQuestion, read_questions, read_set
-from llava_ohd.evals.yes_no import RULES, Confusion, Rule, confusion, strict
+from llava_ohd.evals.yes_no import RULES, Confusion, Rule, confusion, strict, unread_line
 from llava_ohd.evals.yes_no import official as says_yes
 from llava_ohd.records import Answer, Metric
 from llava_ohd.results import metric_line
@@ -44,6 +45,7 @@ __all__ = [
 
 RULE = str(RULES["official"])
 _OVER_ALL = ("f1_macro", "accuracy_macro", "f1_pooled", "accuracy_pooled")
+_BARE = ("Yes", "No", "yes", "no")  # what all rules read alike
 
 
 def score(questions: Sequence[PopeQuestion], answers: Iterable[Answer], rule: Rule = RULES["official"]) -> list[Metric]:
@@ -57,9 +59,10 @@ def score(questions: Sequence[PopeQuestion], answers: Iterable[Answer], rule: Ru
     Returns:
         `<split>/accuracy|precision|recall|f1|yes_ratio`, then `f1_macro` and `accuracy_macro` (unweighted means over
         the splits; LLaVA's "POPE 85.9" is the former), `f1_pooled` and `accuracy_pooled` (all answers counted
-        together; the former is lmms-eval's and VLMEvalKit's number). Describing: `unparsed`, the share of answers that
-        are no plain yes or no whatever the rule makes of them; `label_yes_ratio`; and what constant answers get,
-        `always_yes/...`, `always_no/...`.
+        together; the former is lmms-eval's and VLMEvalKit's number). Describing: `undecided`, the share of answers that
+        the rule reads nothing from (the official one always reads something); `unparsed`, that are no plain yes or no
+        whatever the rule makes of them; `not_bare`, that are more than the bare word, so that rules may differ;
+        `label_yes_ratio`; and what constant answers get over all and in each split, `always_yes/...`, `always_no/...`.
 
     Raises:
         AnswersMismatch: the answers are not exactly those to the questions.
@@ -73,14 +76,20 @@ def score(questions: Sequence[PopeQuestion], answers: Iterable[Answer], rule: Ru
         replace(metric, name=f"always_{word.lower()}/{metric.name}", better="none")
         for word in ("Yes", "No")
         for metric in _metrics(questions, [word] * n, rule)
-        if metric.name in _OVER_ALL
+        if metric.name in _OVER_ALL or metric.name.endswith(("/accuracy", "/f1"))
     ]
     return [
         *_metrics(questions, texts, rule),
+        _undecided(texts, rule),
         Metric("unparsed", sum(strict(text) is None for text in texts) / n, n, "none"),
+        Metric("not_bare", sum(text not in _BARE for text in texts) / n, n, "none"),
         Metric("label_yes_ratio", sum(question.label != "no" for question in questions) / n, n, "none"),
         *constant,
     ]
+
+
+def _undecided(texts: Sequence[str], rule: Rule) -> Metric:
+    return Metric("undecided", sum(rule.read(text) is None for text in texts) / len(texts), len(texts), "none")
 
 
 def _metrics(questions: Sequence[PopeQuestion], texts: Sequence[str], rule: Rule) -> list[Metric]:
@@ -127,8 +136,11 @@ class Scored:
             for split, (part, whole) in self.answered.items()
             if part < whole
         ]
-        shown = [metric for metric in self.metrics if not metric.name.startswith("by_")]
+        hidden = r"by_.*|always_\w+/\w+/.*" if all(part for part, _ in self.answered.values()) else "by_.*"
+        shown = [metric for metric in self.metrics if not re.fullmatch(hidden, metric.name)]
         own = [metric_line(metric, max(len(metric.name) for metric in shown)) for metric in shown]
+        unread = unread_line(self.answers, strict)
+        own += [f"  {unread}; {_made_of(self.rule)}"] if unread else []
         return "\n".join([*lines, *own, *([_table(self.metrics, self.rule)] if self.all_rules else [])])
 
 
@@ -162,15 +174,17 @@ def evaluate(
     answered = {split: (sum(rows), len(rows)) for split, rows in parts.items()}
     metrics = score(kept, own, RULES[rule])
     if all_rules:
-        others = (rule_of for key, rule_of in RULES.items() if key != rule)
+        texts = [answer.text for answer in own]
         metrics += [
-            replace(metric, name=f"by_{other.name}/{metric.name}", better="none")
-            for other in others
-            for metric in _metrics(kept, [answer.text for answer in own], other)
+            replace(metric, name=f"by_{key}/{metric.name}", better="none")
+            for key, other in RULES.items()
+            if key != rule
+            for metric in [*_metrics(kept, texts, other), _undecided(texts, other)]
         ]
-    if all(part for part, _ in answered.values()):
-        metrics += _repope_beside(questions, found, RULES[rule]) if name == "coco" else []
-    else:  # a mean over some of the splits would pass for the mean over all
+    metrics += _repope_beside(questions, found, RULES[rule]) if name == "coco" else []
+    if not all(
+        part for part, _ in answered.values()
+    ):  # a mean over some of the splits would pass for the mean over all
         metrics = [metric for metric in metrics if metric.name.rpartition("/")[2] not in _OVER_ALL]
     return Scored(metrics, found, answered, rule, all_rules)
 
@@ -207,15 +221,25 @@ def _repope_beside(questions: Sequence[PopeQuestion], found: Mapping[str, str], 
         corrected = read_set("repope")
     except LlavaOhdError:  # RePOPE's files are not there
         return []
-    by_key = {(q.split, q.image, bare(q.prompt)): found[q.id] for q in questions}
+    by_key = {(q.split, q.image, bare(q.prompt)): found[q.id] for q in questions if q.id in found}
+    splits = {split for split, _, _ in by_key}
+    corrected = [question for question in corrected if question.split in splits]
     texts = [by_key[question.split, question.image, bare(question.prompt)] for question in corrected]
     return [replace(metric, name=f"repope/{metric.name}") for metric in _metrics(corrected, texts, rule)]
+
+
+def _made_of(rule: str) -> str:
+    """Says what a rule makes of an answer that is no plain yes or no."""
+    if rule == "official":
+        return 'by the rule official all without "No", "no" or "not" in the first sentence count as a yes'
+    meaning = {"no": "are wrong", "lost": "are wrong and in no other count", "left out": "are in no count"}
+    return f"by the rule {rule} those that it cannot read {meaning[RULES[rule].undecided]}"
 
 
 def _table(metrics: Iterable[Metric], rule: str) -> str:
     """Returns the rules side by side, in percent; `rule` is the one that has no prefix."""
     values = {metric.name: metric.value for metric in metrics}
-    columns = [f"{split}/{part}" for split in SPLITS for part in ("accuracy", "f1")] + list(_OVER_ALL[:3])
+    columns = [f"{split}/{part}" for split in SPLITS for part in ("accuracy", "f1")] + [*_OVER_ALL[:3], "undecided"]
     shown = [column for column in columns if column in values]
     lines = ["  ".join([f"{'rule':12}", *(f"{column:>{max(7, len(column))}}" for column in shown)])]
     for key in [rule, *(other for other in RULES if other != rule)]:

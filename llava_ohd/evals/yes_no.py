@@ -4,19 +4,21 @@ All agree while every answer is exactly "Yes" or "No". Each rule is cited with i
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from llava_ohd.evals.answers import short
 from llava_ohd.records import Metric
 
-__all__ = ["RULES", "Confusion", "Outcome", "Rule", "confusion", "first_word", "official", "strict"]
+__all__ = ["RULES", "Confusion", "Outcome", "Rule", "confusion", "first_word", "official", "strict", "unread_line"]
 
 Outcome = Literal["tp", "fp", "tn", "fn", "lost"]
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGITS_COMMA = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"(?<!\d)\.(?!\d)")
+_LOUD = 0.05  # share of answers that could not be read from which on it is said
 _FULL_STOPS = 32  # the original hands re.UNICODE (32) to the place of `count`
 
 
@@ -194,3 +196,21 @@ def confusion(texts: Iterable[str], labels: Iterable[str], rule: Rule = RULES["o
         if outcome is not None:
             counts[outcome] += 1
     return Confusion(**counts)
+
+
+def unread_line(
+    answers: Mapping[str, str], read: Callable[[str], bool | None], kind: str = "no plain yes or no"
+) -> str | None:
+    """Says loudly that answers could not be read, with an example; None if these are 5 % or less.
+
+    Args:
+        answers: Texts by id.
+        read: From a text to its verdict, None for no verdict.
+        kind: What such an answer is.
+    """
+    unread = {name: text for name, text in answers.items() if read(text) is None}
+    if len(unread) <= _LOUD * len(answers):
+        return None
+    name, text = next(iter(unread.items()))
+    share = 100 * len(unread) / len(answers)
+    return f"UNREAD: {len(unread)} of {len(answers)} answers ({share:.1f} %) are {kind}, first: {name}: {short(text)}"

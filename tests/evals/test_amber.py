@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava_ohd.errors import AnswersMismatch, DataFormatError
-from llava_ohd.evals import amber, amber_generative
+from llava_ohd.evals import amber, amber_generative, amber_run
 from llava_ohd.evals.amber_generative import Words, generative
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -156,6 +156,93 @@ def test_responses_that_are_refused(tmp_path, content, error, message):
     file.write_text(content)
     with pytest.raises(error, match=message):
         amber.read_responses(file, amber.read_items(folder(tmp_path / "data")))
+
+
+QUERIES = [
+    {"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."},
+    {"id": 2, "image": "AMBER_1.jpg", "query": "Is there a cloud in this image?"},
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Is there a cloud in this image?\nPlease answer yes or no.", "image": "x/AMBER_1.jpg"}, ""),
+        ({"query": "is there a cloud  in this image"}, ""),
+        ({"image": "AMBER_1.jpg"}, ""),
+        (
+            {"prompt": "Is there a dog in the image?"},
+            "row 1 was asked 'Is there a dog in the image.'.*AMBER asks 'Is there",
+        ),
+        ({"prompt": "Is there a cloud in this image?", "image": "AMBER_11.jpg"}, "about 'AMBER_11.jpg'; AMBER asks"),
+        ({"image": 7}, "about 7; AMBER asks"),
+        ({"prompt": 7}, "was asked 7"),
+        ({"id": 3, "prompt": "Is there a cloud in this image?"}, "there is no query_..json with its id"),
+        (
+            {"answer": "Yes", "text": "Is there a cloud in this image?"},
+            "no answer: of POPE and OHD-Caps the text is the",
+        ),
+    ],
+)
+def test_what_was_asked_is_compared(tmp_path, row, message):
+    data, file = folder(tmp_path / "data"), tmp_path / "r.jsonl"
+    (data / "query").mkdir()
+    (data / "query/query_all.json").write_text(json.dumps(QUERIES))
+    file.write_text(json.dumps({"id": 2, "text": "No"} | row))
+    items, queries = amber.read_items(data), amber.read_queries(data)
+    if not message:
+        assert amber.read_responses(file, items, queries) == {2: "No"}
+        return
+    with pytest.raises((AnswersMismatch, DataFormatError), match=message):
+        amber.read_responses(file, items, queries)
+
+
+@needs_shared
+def test_answers_to_pope_are_not_taken_for_those_to_amber(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    rows = [{"question_id": n, "prompt": "Is there a dog in the image?", "text": "No"} for n in range(1, 3001)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(AnswersMismatch, match="row 1 was asked 'Is there a dog"):
+        amber.read_responses(file, amber.read_items(DATA), amber.read_queries(DATA))
+
+
+@needs_shared
+def test_ambers_own_queries():
+    """All ids; the one of which two files ask different things takes either."""
+    queries = amber.read_queries(DATA)
+    assert set(queries) == set(range(1, 15221))
+    assert {number: query.texts for number, query in queries.items() if len(query.texts) > 1} == {
+        13193: ("Is there a computer in this image?", "Is there a chair in this image?")
+    }
+
+
+def test_descriptions_that_name_nothing_have_no_score(tmp_path):
+    """0 of 0 is printed as 0 by the official script, and with it AMBER would be (100 + F1) / 2."""
+    data = folder(tmp_path / "data")
+    items = amber.read_items(data)
+    said = {1: "", 2: "No", 3: "Yes"}
+    with pytest.raises(AnswersMismatch, match="none of the 1 descriptions names an object"):
+        amber_run.evaluate(said, items, data, nouns=str.split)
+    scored = amber_run.evaluate(said | {1: "tree sky"}, items, data, nouns=str.split)
+    values = {metric.name: metric.value for metric in scored.metrics}
+    assert (values["chair"], values["f1"]) == (0.5, 0.999)  # 2 x 1 x 0.999 / (1 + 0.999 + 0.0001), P and R as printed
+    assert values["amber"] == (1 - 0.5 + 0.999) / 2
+    questions = amber_run.evaluate({2: "No", 3: "Yes"}, items, data, nouns=str.split)
+    assert not {"amber", "chair"} & {metric.name for metric in questions.metrics}
+
+
+def test_what_is_said_beside_the_numbers(tmp_path):
+    data = folder(tmp_path / "data")
+    items = amber.read_items(data)
+    (note,) = amber_run.evaluate({2: "No", 3: "No"}, items, data).notes
+    assert "LLaVA-1.5-7B's published F1 is 74.7 %" in note
+    loud, _ = amber_run.evaluate({2: "No.", 3: "No"}, items, data).notes
+    assert loud.startswith(
+        'UNREAD: 1 of 2 answers (50.0 %) are neither "Yes" nor "No", first: 2: \'No.\'; the official'
+    )
+    items[13193] = amber.AmberItem(13193, items[2].type, ("no",))
+    (note,) = amber_run.evaluate({13193: "Yes"}, items, data).notes
+    assert "asks for a computer in query_all.json" in note
 
 
 def test_annotations_out_of_order_are_refused(tmp_path):

@@ -110,7 +110,7 @@ def test_captions_of_several_formats(tmp_path):
     [
         '{"image_id": 1, "text": "a"}\n{"image_id": "2", "text": "b"}',
         '\n{\n  "image_id": 1,\n  "prompt": ["x"],\n  "text": "a"\n}\n{"image_id": 2,\n "text": "b"}\n\n',
-        '{"question_id": 1, "prompt": "x", "text": "a", "metadata": {}}\r\n{"question_id": 2, "text": "b"}\r\n',
+        '{"question_id": 0, "image_id": 1, "text": "a", "metadata": {}}\r\n{"image_id": 2, "text": "b"}\r\n',
         '{"overall": {}, "imgToEval": {"1": {"image_id": 1, "caption": "a"}, "2": {"image_id": 2, "caption": "b"}}}',
     ],
     ids=["lines", "over several lines", "answers of LLaVA", "the original's"],
@@ -127,10 +127,14 @@ def test_captions_of_others(tmp_path, content):
         ('{"image_id": 1, "text": "a"}\n{"image_id": 2, "te', "line 2 is not JSON"),
         ('{"image_id": 1,\n "text": "a"}\n\n{\n"image_id" 2}', "line 4 is not JSON"),
         ('{"image_id": 1, "text": "a"} 7', "row 2 is int; an object is expected"),
-        ('{"image_id": null, "text": "a"}', "row 1 has the keys"),
-        ('{"image_id": true, "text": "a"}', "row 1 has the keys"),
-        ('{"image_id": 1.5, "text": "a"}', "row 1 has the keys"),
-        ('{"image_id": 1, "text": null}', "row 1 has the keys"),
+        (
+            '{"image_id": null, "text": "a"}',
+            "row 1 has the keys .*; image .a file name. or image_id .COCO's. is missing$",
+        ),
+        ('{"image_id": true, "text": "a"}', "image or image_id is True, a file name or COCO's id is expected"),
+        ('{"image_id": 1.5, "text": "a"}', "image or image_id is 1.5, a file name or COCO's id is expected"),
+        ('{"image_id": 1, "text": null}', "caption or text is missing, or no text"),
+        ('{"question_id": 1, "text": "a"}', "is missing, the question_id is that of a question"),
         (" \n", "is empty"),
     ],
 )

@@ -106,18 +106,44 @@ def test_a_folder_of_coco(data, tmp_path):
     assert scored["metrics"]["recall"] == {"value": 0.0, "n": 0, "better": "higher"}  # exact: "dogs" is no dog
 
 
+def test_one_image_by_its_id_and_by_another_name(data, tmp_path):
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
+    write_json(
+        tmp_path / "set/annotations/instances_test.json", {"images": images, "categories": [], "annotations": []}
+    )
+    write_json(tmp_path / "set/annotations/captions_test.json", {"images": images, "annotations": []})
+    rows = [{"image_id": 1, "caption": "a dog"}, {"image": "a.png", "caption": "a bus"}]
+    arguments = ("--set", tmp_path / "set", "--out", tmp_path / "out")
+    refused = run(data, "--captions", captions(tmp_path, rows), *arguments, status=2)
+    assert "AnswersMismatch: 1 images have more than one caption, first: ['1']" in refused
+    rows[1]["image"] = "b.png"
+    run(data, "--captions", captions(tmp_path, rows), *arguments)
+    assert json.loads((tmp_path / "out/results.json").read_text())["n"] == 2
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([{"image_id": 4, "caption": "a dog"}], "AnswersMismatch: 1 of 1 captions are of images without ground truth"),
         ([*SAID, {"image_id": 2, "caption": ""}], "AnswersMismatch: 1 images have more than one caption, first: ['2']"),
-        ([{"image_id": 1}], "DataFormatError: "),
+        ([{"image_id": 1}], "caption or text is missing, or no text"),
+        ([{"question_id": 1, "text": "a dog"}], "the question_id is that of a question"),
+        ([{"image_id": 1, "text": " \n"}, {"image_id": 2, "text": ""}], "AnswersMismatch: all 2 captions are empty"),
     ],
 )
 def test_captions_that_are_refused(data, tmp_path, rows, message):
     out = tmp_path / "out"
     assert message in run(data, "--captions", captions(tmp_path, rows), "--set", "coco", "--out", out, status=2)
     assert not out.exists()
+
+
+def test_captions_that_name_nothing(data, tmp_path):
+    rows = [{"image_id": 1, "caption": "a nice view"}]
+    printed = run(data, "--captions", captions(tmp_path, rows), "--set", "coco", "--out", tmp_path / "out")
+    assert "NO CAPTION NAMES AN OBJECT: chair_i is undefined" in printed
+    unfinished = captions(tmp_path, [{"image_id": 1, "caption": "a dog"}])
+    refused = run(data, "--captions", unfinished, "--set", "coco", "--drop_unfinished", status=2)
+    assert "all 1 captions are empty (before their unfinished sentences were dropped some were not)" in refused
 
 
 def test_objects_that_are_refused(data, tmp_path):

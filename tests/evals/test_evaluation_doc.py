@@ -12,6 +12,7 @@ from llava_ohd.evals.yes_no import RULES, Confusion
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared/data"
 PAGE = (REPOSITORY / "docs/evaluation.md").read_text()
+YES_NO, NO_YES = ("yes", "no"), ("no", "yes")
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
 
 
@@ -53,7 +54,25 @@ def test_other_rows(found):
     constant = [coco[f"always_{name}"] for name in ("yes/f1_macro", "yes/accuracy_macro", "no/f1_macro")]
     shown = [float(value) for value in re.findall(r"\d+\.\d", row("one constant answer, POPE"))]
     assert shown == [round(value, 1) for value in constant]
-    assert f"`unparsed` ({coco['unparsed']:.1f} here)" in PAGE
+    for name in ("unparsed", "not_bare"):
+        assert f"`{name}` ({coco[name]:.1f} here)" in PAGE
+    undecided = {name: coco["undecided" if name == "official" else f"by_{name}/undecided"] for name in RULES}
+    assert f"({', '.join(f'{name} {value:.1f}' for name, value in undecided.items())})" in PAGE
+
+
+def test_what_repope_changes(monkeypatch):
+    monkeypatch.setenv("LLAVA_OHD_DATA", str(DATA))
+    labels = {(q.split, q.image, q.prompt): q.label for q in pope_sets.read_set("coco")}
+    corrected = pope_sets.read_set("repope")
+    changes = [(labels[q.split, q.image, q.prompt], q.label, q.split) for q in corrected]
+    away, to = (
+        [sum(row == (*way, split) for row in changes) for split in pope_sets.SPLITS] for way in (YES_NO, NO_YES)
+    )
+    text = " ".join(PAGE.split())
+    assert set(away) == {139}
+    assert f"changes {sum(away)} yes to no (139 in each split) and {sum(to)} no to yes" in text
+    assert f"({to[0]} random, {to[1]} popular, {to[2]} adversarial)" in text
+    assert f"leaves out {len(labels) - len(corrected)} of 9,000 questions" in text
 
 
 def test_constant_answers_to_hallusionbench():

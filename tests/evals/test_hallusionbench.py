@@ -74,6 +74,15 @@ def test_ids_and_texts_do_as_well(tmp_path):
         bench.score(questions, bench.read_answers(tmp_path / "ids.jsonl"))
 
 
+def test_answers_that_cannot_be_read_are_said_aloud(tmp_path):
+    write_json(tmp_path / "a.json", ROWS)
+    answers = bench.read_answers(tmp_path / "a.json")
+    (note,) = bench.notes(answers)
+    assert note.startswith("UNREAD: 2 of 8 answers (25.0 %) are no plain yes or no, first: VS_map_0_0_0_0: 'Uncertain'")
+    assert bench.notes(answers, "official")[0].endswith("as wrong, and as right where no figure is shown")
+    assert bench.notes(answers[1:7]) == []
+
+
 @pytest.mark.parametrize("changes", [{"gt_answer": "2"}, {"gt_answer": None}])
 def test_bad_questions(tmp_path, changes):
     write_json(tmp_path / "q.json", [ROWS[0] | changes])

@@ -81,6 +81,8 @@ def test_lines_of_an_image_need_not_stand_together(tmp_path):
         ("1.jpg\tq\tTrue\tYes", DataFormatError, "Yes or No"),
         ("1.jpg\tq\tYes\tYes\n1.jpg\tq\tYes\tNo", AnswersMismatch, "line 2 answers 1.jpg: 'q' once more"),
         ("1.jpg\tq\tYes\tYes", AnswersMismatch, "1.jpg has 1"),
+        ("1.jpg\tq\tYes\tYes\n1.jpg\tr\tyes\tYes", AnswersMismatch, "both of 1.jpg are a Yes .1 such images"),
+        ("1.jpg\tq\tNo\tYes\n1.jpg\tr\tNO\tYes", AnswersMismatch, "both of 1.jpg are a No"),
         ("", DataFormatError, "is empty"),
     ],
 )
@@ -96,6 +98,15 @@ def test_too_many_images_and_no_task(tmp_path):
     write(tmp_path, "color", [("Yes", "No")], images=31)
     with pytest.raises(AnswersMismatch, match="31 images; MME's color has 30"):
         mme.read_answers(tmp_path)
+
+
+def test_answers_that_cannot_be_read_are_said_aloud(tmp_path):
+    write(tmp_path, "color", [("Yes", "No")] * 14 + [("**Yes**", "Unsure")])
+    (note,) = mme.notes(mme.read_answers(tmp_path))
+    assert note.startswith('UNREAD: 4 of 60 answers (6.7 %) are without "yes" and "no" in the first four characters')
+    assert "first: color: 14.jpg: Is it Yes? Please answer yes or no.: '**Yes**'; they count as wrong" in note
+    write(tmp_path, "color", [("Yes", "No")])
+    assert mme.notes(mme.read_answers(tmp_path)) == []
 
 
 def test_command(tmp_path):

@@ -126,6 +126,52 @@ def test_a_set_that_is_not_there(monkeypatch, tmp_path):
 # --- forms of answer files
 
 
+def test_what_each_rule_cannot_read_is_said():
+    """ "Yes." and "NO": plain answers, which rules part over; "Hm" is none."""
+    questions = small()
+    said = ["Yes.", "NO", "Hm", "no"]
+    answers = [Answer(question.id, text) for question, text in zip(questions, said, strict=True)]
+    scored = pope.evaluate(questions, answers, all_rules=True)
+    found = values(scored)
+    assert (found["unparsed"], found["not_bare"], found["undecided"]) == (0.25, 0.75, 0.0)
+    assert {name: found[f"by_{name}/undecided"] for name in RULES if name != "official"} == {
+        "strict": 0.25,
+        "vlmevalkit": 0.25,
+        "lmms-eval": 0.5,
+        "repope": 0.25,
+    }
+    table = {line.split()[0]: line.split()[-1] for line in str(scored).splitlines()[-5:]}
+    assert table == {"official": "0.0", "strict": "25.0", "vlmevalkit": "25.0", "lmms-eval": "50.0", "repope": "25.0"}
+
+
+def test_all_rules_read_the_bare_word_alike():
+    for text, verdict in (("Yes", True), ("yes", True), ("No", False), ("no", False)):
+        assert {rule.read(text) for rule in RULES.values()} == {verdict}
+        (question, *_) = small()
+        assert values(pope.evaluate([question], [Answer(question.id, text)]))["not_bare"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "meaning"),
+    [
+        ("official", 'all without "No", "no" or "not" in the first sentence count as a yes'),
+        ("strict", "by the rule strict those that it cannot read are wrong"),
+        ("lmms-eval", "are wrong and in no other count"),
+        ("repope", "are in no count"),
+    ],
+)
+def test_answers_that_are_no_yes_or_no_are_said_aloud(rule, meaning):
+    """Answers in another language get F1 66.7 by the official rule, and nothing else would say why."""
+    questions = [pope.PopeQuestion(f"random/{n}", "1.png", f"{n}?", "random", "yes") for n in range(20)]
+    texts = ["Ja, da ist einer."] * 2 + ["Yes"] * 18
+    answers = [Answer(question.id, text) for question, text in zip(questions, texts, strict=True)]
+    shown = str(pope.evaluate(questions, answers, rule=rule))
+    assert "UNREAD: 2 of 20 answers (10.0 %) are no plain yes or no, first: random/0: 'Ja, da ist einer.'" in shown
+    assert meaning in shown
+    answers[0] = Answer("random/0", "Yes")
+    assert "UNREAD" not in str(pope.evaluate(questions, answers, rule=rule))  # 5 % and no more
+
+
 def ohd_rows(questions):
     """OHD-Caps' evaluate_llava: the question's row, the image with its folder, and the answer."""
     return [
@@ -170,7 +216,12 @@ def test_one_split_alone_has_no_mean(data, tmp_path):
     assert scored.answered == {"random": (0, 3000), "popular": (3000, 3000), "adversarial": (0, 3000)}
     assert not scored.complete
     assert "popular/f1" in values(scored)
-    assert not {"f1_macro", "f1_pooled", "random/f1", "repope/f1_macro"} & values(scored).keys()
+    assert not {"f1_macro", "f1_pooled", "random/f1", "repope/f1_macro", "repope/random/f1"} & values(scored).keys()
+    assert values(scored)["always_yes/popular/f1"] == pytest.approx(2 / 3)
+    assert values(scored)["always_no/popular/accuracy"] == 0.5
+    assert "always_yes/popular/f1 " in str(scored)
+    relabelled = [question for question in pope_sets.read_set("repope") if question.split == "popular"]
+    assert values(scored)["repope/popular/accuracy"] == 1 - (139 + 39) / len(relabelled)
 
 
 def small(prompts="abcd"):
