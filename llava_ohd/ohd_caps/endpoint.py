@@ -201,4 +201,4 @@ def _remedy(status: int) -> str:
         return f"Put the key into ${KEYS[0]}"
     if status == 404:
         return "Give the address up to and with /v1, and the model as the server names it (--model)"
-    return "If the server knows other fields of a request, name them (--sampling)"
+    return "Give the model as the server names it (--model), and fields of a request that it knows (--sampling)"
