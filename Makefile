@@ -15,7 +15,7 @@ LLAVA_TORCH := torch==2.13.0
 LLAVA_SPEC := transformers==4.37.2 tokenizers==0.15.1 accelerate==0.21.0 peft==0.10.0 deepspeed==0.19.8 \
 	sentencepiece shortuuid requests pillow protobuf pytest
 
-.PHONY: setup quickstart test test-llava test-old check format clean
+.PHONY: setup quickstart test test-llava test-old test-serve check format clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,17 @@ test-old: setup $(OLD:%=.venv-%/.installed)
 	test -x .venv-$*/bin/pip || $(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $<)"
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# `transformers serve` on loopback, asked for answers: fastapi, uvicorn and openai beside what .venv has, by a .pth file.
+test-serve: setup .venv-serve/.installed
+	PYTHONPATH=. .venv-serve/bin/python -m pytest -rs tests/answering/test_server_transformers.py
+
+.venv-serve/.installed: constraints.txt Makefile | $(STAMP)
+	test -x .venv-serve/bin/pip || $(BIN)/python -m venv --clear .venv-serve
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	  "$$(.venv-serve/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	.venv-serve/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt fastapi openai uvicorn
 	touch $@
 
 check: setup

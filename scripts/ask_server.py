@@ -3,17 +3,19 @@
 Inputs:  --server URL, up to and with /v1 (vLLM, sglang, `transformers serve`); --model as the server names it;
          --questions: a folder with POPE's three files, or LLaVA's question file (JSON Lines: question_id, image, text);
          --images. The key, where one is needed, is read from $LLAVA_OHD_API_KEY.
-Outputs: OUT: answers.jsonl, the server's replies beside it. The same command goes on where it stopped.
+Outputs: OUT: answers.jsonl, the server's replies beside it. The same command goes on where it stopped; answers of
+         another server, model or setting at OUT are never overwritten.
 Command: python scripts/ask_server.py --server http://localhost:8000/v1 --model llava --questions DIR --images DIR \
              --out runs/answers.jsonl
 Cost:    the server's; --concurrency requests at a time, those of one image one after another.
 
-Servers pad or crop images and put the prompt into a template in ways of their own; some encode images anew as JPEG. So
-the answers are those of the server, not those of the same weights here. Tried with a server of the tests alone; vLLM,
-sglang and `transformers serve` were not run.
+Servers pad or crop images and put the prompt into a template in ways of their own, so the answers are those of the
+server, not those of the same weights here. How to start vLLM, sglang and `transformers serve`, what differs, and which
+of them was run: docs/serving.md.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from llava_ohd.errors import DataFormatError, exit_on_error
@@ -33,13 +35,19 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
     parser.add_argument("--concurrency", type=int, default=16, help="requests at a time")
     parser.add_argument("--retries", type=int, default=6, help="how often a request is sent again")
+    parser.add_argument("--sampling", type=json.loads, default={}, metavar="JSON", help="more fields of a request")
     parser.add_argument("--out", type=Path, required=True, help="the answers file")
     given = parser.parse_args()
+    if not isinstance(given.sampling, dict):
+        parser.error('--sampling takes a JSON object, such as {"add_special_tokens": true}')
+    if given.max_new_tokens < 1:
+        parser.error("--max_new_tokens is at least 1")
     with exit_on_error():
         from llava_ohd.answering.session import ask_server
         from llava_ohd.ohd_caps.endpoint import EndpointConfig
 
-        server = EndpointConfig(given.server, given.model, concurrency=given.concurrency, retries=given.retries)
+        manner = {"concurrency": given.concurrency, "retries": given.retries}
+        server = EndpointConfig(given.server.rstrip("/"), given.model, given.sampling, **manner)
         questions = _questions(given.questions)
         suffix = SUFFIX if given.suffix else ""
         ask_server(server, given.images, given.max_new_tokens, questions, given.out, suffix)

@@ -178,7 +178,7 @@ def ask_server(
         images: Folder that image names are relative to.
         max_new_tokens: Tokens at which an answer is cut.
         questions: With distinct ids.
-        path: `answers.jsonl`; the server's replies are kept beside it.
+        path: `answers.jsonl`; the server's replies are kept beside it, as `answers.replies.jsonl`.
         suffix: Appended to every prompt.
 
     Returns:
@@ -187,21 +187,24 @@ def ask_server(
     Raises:
         DataFormatError: there is no folder of images.
         ImageError: an image is missing or damaged.
-        StageFailed: the server refuses, or fails again and again; the same command goes on from there.
+        OptionError: `path` has answers of another server, model, or run.
+        StageFailed: the server refuses, fails again and again, or says nothing; the same command goes on from there.
         StorageError: no room, not writable.
     """
     if not images.is_dir():
         raise DataFormatError(f"{images} is not a folder; give the folder of the images as --images")
-    from llava_ohd.answering.server import ServerAnswerer
+    from llava_ohd.answering.server import ServerAnswerer, refuse_others
 
     asked = [replace(question, prompt=question.prompt + suffix) for question in questions]
     pictures = {name: _picture_sha256(images / name) for name in sorted({q.image for q in asked})}
     who = {"server": server.url, "model": server.model}
+    run = sha256_json({"images": pictures, "max_new_tokens": max_new_tokens, "sampling": server.sampling} | who)
+    refuse_others(path, asked, run)
     answer_to_file(
-        lambda: ServerAnswerer(server, images, path.with_name("replies.jsonl")),
+        lambda: ServerAnswerer(server, images, path.with_name(f"{path.stem}.replies.jsonl")),
         asked,
         path,
-        run=sha256_json({"images": pictures, "max_new_tokens": max_new_tokens, "sampling": server.sampling} | who),
+        run=run,
         model_id=server.model,
         max_new_tokens=max_new_tokens,
         label=f"asking {server.model} {len(asked)} questions",

@@ -16,10 +16,11 @@ import time
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
-from llava_ohd.errors import StageFailed
+from llava_ohd.errors import OptionError, StageFailed
 from llava_ohd.files import sha256_json
 from llava_ohd.ohd_caps.replies import Replies
 
@@ -37,7 +38,7 @@ class EndpointConfig:
     """Which endpoint, and how much of it.
 
     Attributes:
-        url: Up to and with `/v1`.
+        url: Up to and with `/v1`, beginning with http:// or https://.
         model: As the server names it.
         sampling: Further fields of every request, such as temperature and max_tokens.
         concurrency: Requests at a time.
@@ -46,6 +47,9 @@ class EndpointConfig:
         max_requests: Requests sent in this run at most, repeated ones included; None for any number.
         max_tokens: Tokens (prompt and reply) of this run after which no request is sent; None for any number. Up to
             `concurrency` requests are on their way when it is reached.
+
+    Raises:
+        OptionError: no address, or a number that no run can have.
     """
 
     url: str
@@ -57,6 +61,14 @@ class EndpointConfig:
     max_requests: int | None = None
     max_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_address(self.url)
+        for name, least in (("concurrency", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name} {getattr(self, name)}: at least {least} is expected (--{name})")
+        if not self.timeout > 0:
+            raise OptionError(f"timeout {self.timeout}: more than 0 seconds are expected")
+
 
 class Endpoint:
     """Asks, as often as the budget allows.
@@ -64,17 +76,19 @@ class Endpoint:
     Args:
         config: Which endpoint.
         replies: What was answered before.
+        allow_empty: Whether a reply may be without text; else the first one stops the run, and is not kept.
 
     Attributes:
+        url: Where requests go.
         requests: Requests sent in this run.
         tokens: Tokens that the server counted in this run; where it counts none, a quarter of the characters.
     """
 
-    def __init__(self, config: EndpointConfig, replies: Replies) -> None:
-        self.config, self.replies = config, replies
+    def __init__(self, config: EndpointConfig, replies: Replies, allow_empty: bool = True) -> None:
+        self.config, self.replies, self._allow_empty = config, replies, allow_empty
         self.requests = self.tokens = 0
         self._stopped: StageFailed | None = None
-        self._url = f"{config.url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
+        self.url = f"{config.url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -83,14 +97,19 @@ class Endpoint:
         limits = httpx2.Limits(max_connections=self.config.concurrency)
         return httpx2.AsyncClient(headers=self._headers, timeout=self.config.timeout, limits=limits)
 
-    async def ask(self, client: httpx2.AsyncClient, messages: list[dict[str, Any]]) -> str:
+    async def ask(self, client: httpx2.AsyncClient, messages: list[dict[str, Any]], key: str | None = None) -> str:
         """Returns the text of the reply, from disk where the same was asked before.
+
+        Args:
+            client: Of `client()`.
+            messages: What is asked.
+            key: Digest under which the reply is kept; None: that of the request, whichever server is asked.
 
         Raises:
             StageFailed: the budget is used up, the server refuses, or it failed `retries` times more than once.
         """
         body = {**self.config.sampling, "model": self.config.model, "messages": messages}
-        digest = sha256_json(body)
+        digest = key or sha256_json(body)
         text = self.replies.get(digest)
         if text is None:
             text = await self._send(client, body)
@@ -104,7 +123,7 @@ class Endpoint:
             self.requests += 1
             wait = random.uniform(0.5, 1) * min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt)
             try:
-                reply = await client.post(self._url, json=body)
+                reply = await client.post(self.url, json=body)
                 if reply.is_success:
                     return self._text(reply, body)
                 reason = f"answered {reply.status_code}: {reply.text[:_SHOWN]}"
@@ -112,8 +131,6 @@ class Endpoint:
                     raise self._stop(f"{reason}\n{_remedy(reply.status_code)}")
                 asked = _asked_wait(reply.headers.get("Retry-After"))
                 wait = wait if asked is None else asked
-            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-                raise self._stop(f"is no address: {error}; give one like http://localhost:8000/v1") from None
             except (httpx2.TransportError, httpx2.DecodingError) as error:
                 reason = f"did not answer ({type(error).__name__} {error})"
             except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -124,9 +141,13 @@ class Endpoint:
 
     def _text(self, reply: httpx2.Response, body: dict[str, Any]) -> str:
         record = reply.json()
-        text = record["choices"][0]["message"]["content"] or ""
+        choice = record["choices"][0]
+        text = choice["message"]["content"] or ""
         if not isinstance(text, str):
             raise TypeError(f"content is {type(text).__name__}")
+        if not (text.strip() or self._allow_empty):
+            why = choice.get("finish_reason")
+            raise self._stop(f"gave an answer without text (finish_reason {why!r}); see what the server makes of it")
         usage = record.get("usage") or {}
         letters = len(text) + sum(len(message["content"]) for message in body["messages"])
         self.tokens += int(usage.get("total_tokens") or letters // 4)
@@ -144,10 +165,23 @@ class Endpoint:
         """Stops all further requests; those on their way are awaited and kept by whoever sent them."""
         if self._stopped is None:
             self._stopped = StageFailed(
-                f"{self._url} {reason}. Sent in this run: {self.requests} requests, {self.tokens} tokens. All replies "
+                f"{self.url} {reason}. Sent in this run: {self.requests} requests, {self.tokens} tokens. All replies "
                 "are kept: the same command goes on from there."
             )
         return self._stopped
+
+
+def _check_address(url: str) -> None:
+    """Refuses what is no address here, where httpx2 would say it in a way of its own for each mistake."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        raise OptionError(
+            f"{url!r} is no address of a server: it begins with http:// or https://, as http://localhost:8000/v1"
+        )
 
 
 def _asked_wait(value: str | None) -> float | None:
@@ -166,5 +200,5 @@ def _remedy(status: int) -> str:
     if status in (401, 403):
         return f"Put the key into ${KEYS[0]}"
     if status == 404:
-        return "Give the address up to and with /v1 (--rewriter), and the model as the server names it (--model)"
-    return "If the server knows other fields of a request, name them (--sampling)"
+        return "Give the address up to and with /v1, and the model as the server names it (--model)"
+    return "Give the model as the server names it (--model), and fields of a request that it knows (--sampling)"

@@ -1,7 +1,8 @@
-"""A server that sees for tests, a process of its own: `vision_server.py LOG [--faults] [--refuse STATUS]`.
+"""A server that sees for tests, a process of its own: `vision_server.py LOG [--faults] [--refuse N] [--says JSON]`.
 
 Speaks OpenAI's protocol; prints its port. Its answer is the colour of the image's first pixel and the last word of the
-question. With --faults every request fails the first time, in a way that follows from its digest. Each is logged.
+question, or what --says gives. With --faults every request fails the first time, in a way that follows from its digest.
+Each is logged.
 """
 
 import argparse
@@ -45,8 +46,11 @@ class Handler(BaseHTTPRequestHandler):
         head, _, data = picture["image_url"]["url"].partition(",")
         assert head == "data:image/png;base64"
         color = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").getpixel((0, 0))
-        text = f" {'red' if color == (255, 0, 0) else 'blue'} {question['text'].split()[-1]}\n"
-        self.send(200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}))
+        text: str | None = f" {'red' if color == (255, 0, 0) else 'blue'} {question['text'].split()[-1]}\n"
+        if options.says:
+            text = json.loads(options.says)
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        self.send(200, json.dumps({"choices": [choice]}))
 
     def send(self, status: int, text: str) -> None:
         self.send_response(status)
@@ -64,6 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("log")
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--refuse", type=int, default=0)
+    parser.add_argument("--says", default="")
     options = parser.parse_args()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(server.server_address[1], flush=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_ohd.errors import DataFormatError, StageFailed
+from llava_ohd.errors import DataFormatError, OptionError, StageFailed
 from llava_ohd.files import read_json, read_jsonl
 from llava_ohd.ohd_caps import endpoint
 from llava_ohd.ohd_caps.build import build_file
@@ -160,8 +160,8 @@ def test_no_server_and_no_address(tmp_path: Path) -> None:
         config = EndpointConfig(f"http://127.0.0.1:{free.getsockname()[1]}/v1", "x", retries=1)
     with pytest.raises(StageFailed, match=r"did not answer .* 2 times in a row"):
         EndpointWriter(plans, config, tmp_path / "o.jsonl")(plans.plans)
-    with pytest.raises(StageFailed, match="give one like http://localhost:8000/v1"):
-        EndpointWriter(plans, EndpointConfig("localhost:8000/v1", "x"), tmp_path / "o.jsonl")(plans.plans)
+    with pytest.raises(OptionError, match="as http://localhost:8000/v1"):
+        EndpointConfig("localhost:8000/v1", "x")
 
 
 def command(folder: Path, server: Server, name: str) -> list[str]:
