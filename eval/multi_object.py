@@ -15,9 +15,11 @@ Cost:     about a minute per encoder on the embedded world, 2 cores.
 """
 
 import argparse
+import math
 from pathlib import Path
 
-from llava_ohd.errors import exit_on_error
+from llava_ohd.command_line import require_between
+from llava_ohd.errors import OptionError, exit_on_error
 from llava_ohd.home import evaluation_folder, home
 from llava_ohd.training.launch import quiet
 
@@ -55,6 +57,10 @@ def main() -> None:
     with exit_on_error():
         from llava_ohd.probes.evaluate import Evaluation, evaluate
 
+        for name in ("pictures", "text_captions", "absent"):
+            require_between(1, math.inf, name, getattr(given, name))
+        if given.instances and not given.images and given.caption_file is None:
+            raise OptionError("--instances needs --images, the folder of their images, or --caption_file")
         out = given.out or evaluation_folder(given.encoder, "multi_object", given.own_data)
         names = Evaluation.__dataclass_fields__.keys() - {"out", "scenes"}
         asked = Evaluation(**{name: getattr(given, name) for name in names}, out=out, scenes=not given.own_data)

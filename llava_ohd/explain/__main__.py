@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from llava_ohd import tower
+from llava_ohd.command_line import require, require_between
 from llava_ohd.errors import DataFormatError, exit_on_error
 from llava_ohd.explain.explainer import THRESHOLD, ExplainConfig
 from llava_ohd.explain.words import TEMPLATE
@@ -44,11 +45,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--cut", action="store_true", help="leave words beyond the encoder's length without score")
     add("--out", type=Path, metavar="DIR", help="folder for what is written")
     given = parser.parse_args(arguments)
-    if bool(given.captions) == bool(given.image and given.caption):
+    if bool(given.captions) == (given.image is not None and given.caption is not None):
         parser.error("give IMAGE and a caption, or --captions FILE")
     if given.captions and not (given.images and given.out):
         parser.error("--captions needs --images DIR and --out DIR")
+    many = {"chair", "images", "split", "by"}
+    idle = sorted(name for name in many if not given.captions and getattr(given, name) != parser.get_default(name))
+    if idle or (given.captions and not given.chair and given.split != parser.get_default("split")):
+        parser.error(f"--{(idle or ['split'])[0]} has no effect here; it goes with --captions, --split with --chair")
     return given
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Refuses, before a model is loaded, what could only fail afterwards."""
+    require_between(-1, 1, "threshold", given.threshold)
+    if given.image is not None:
+        require(not given.image.is_dir(), "image", given.image, "an image file", "check the path")
+    if given.out is not None:
+        require(given.out.is_dir() or not given.out.exists(), "out", given.out, "a folder", "leave it out")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     quiet()
     with exit_on_error():
+        _check(given)
         config = ExplainConfig(given.layers, given.variant, given.template, given.threshold, given.cut)
         encoder = tower.check(tower.resolve(given.encoder)).path
         if given.captions:
@@ -89,8 +104,10 @@ def _many(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> No
     from llava_ohd.files import write_jsonl
 
     captions = read_captions(given.captions)
-    if not captions:
-        raise DataFormatError(f"{given.captions} holds no captions")
+    if sum(len(caption.text.split()) > 1 for caption in captions) * 2 <= len(captions):
+        raise DataFormatError(
+            f"{given.captions}: most of its {len(captions)} texts are single words or empty; give captions, not answers"
+        )
     found = explain_captions(encoder, captions, given.images, config, given.by)
     write_jsonl(given.out / "words.jsonl", [one.record() for one in found])
     words = [word for one in found for _, part in one.parts for word in part.words]

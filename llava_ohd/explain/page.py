@@ -15,6 +15,8 @@ from llava_ohd.files import atomic_path, write_text
 __all__ = ["draw", "seen_image", "summary", "terminal", "write_html"]
 
 _RED, _GREEN, _END = "\033[31m", "\033[32m", "\033[0m"
+_ROWS = 24  # words in a picture of the usual height
+_LONGEST = 28  # characters of a word in it
 
 
 def terminal(found: Explanation, colour: bool) -> str:
@@ -52,7 +54,8 @@ def draw(image: Image.Image, found: Explanation, relevance: Tensor, path: Path) 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    rows = [(word.text, word.score * 1e5) for word in found.words if word.score is not None]
+    figure = Figure(figsize=(9, 3.2 * max(1, len(rows) / _ROWS)), layout="constrained")
     seen, where, words = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     seen.imshow(image)
     seen.set_title("image as the encoder sees it", fontsize=9)
@@ -64,11 +67,11 @@ def draw(image: Image.Image, found: Explanation, relevance: Tensor, path: Path) 
     figure.colorbar(drawn, ax=where, shrink=0.8)
     for axes in (seen, where):
         axes.set_axis_off()
-    rows = [(word.text, word.score * 1e5) for word in found.words if word.score is not None]
     heights = [score for _, score in rows]
     words.barh(range(len(rows)), heights, color=["#b2182b" if height < 0 else "#2166ac" for height in heights])
     words.axvline(found.threshold * 1e5, color="black", linewidth=0.8, linestyle=":")
-    words.set_yticks(range(len(rows)), [text for text, _ in rows], fontsize=8)
+    labels = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text, _ in rows]
+    words.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)  # a $ is a $
     words.invert_yaxis()
     words.set_xlabel("attribution (1e-5); dotted: threshold", fontsize=8)
     with atomic_path(path) as part:

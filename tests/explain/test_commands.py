@@ -27,6 +27,8 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
 
 def test_one_caption(stock: Path, pictures: Path, tmp_path: Path) -> None:
     options = ["--encoder", stock, "--template", "", "--out", tmp_path / "out"]
+    done = run("-m", "llava_ohd.explain", pictures / "red.png", r"a price of $\tree$ coins", *options)
+    assert done.returncode == 0, done.stderr  # matplotlib reads formulas between dollars
     done = run("-m", "llava_ohd.explain", pictures / "red.png", "a red ball, a tree", *options)
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[:6]] == ["a", "red", "ball", ",", "a", "tree"]
@@ -47,6 +49,11 @@ def test_one_caption(stock: Path, pictures: Path, tmp_path: Path) -> None:
         (["red.png", "cup " * 99], "has 101 tokens with the template ''"),
         (["red.png", "a cup", "--variant", "x"], "variant 'x'"),
         (["red.png", "a cup", "--layers", "9"], "layers 9: the text tower has 3"),
+        (["red.png", ""], "has no word; give a caption"),
+        (["red.png", "a cup", "--threshold", "nan"], "--threshold nan: a number from -1 to 1 is expected"),
+        (["red.png", "a cup", "--chair", "world"], "--chair has no effect here"),
+        (["red.png", "a cup", "--out", __file__], "a folder is expected"),
+        ([str(Path(__file__).parent), "a cup"], "an image file is expected"),
         (["--captions", "no.jsonl"], "--captions needs --images DIR"),
     ],
 )
