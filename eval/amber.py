@@ -23,6 +23,7 @@ from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import amber, amber_generative, amber_run
+from llava_ohd.evals.given_answers import out_beside, told
 from llava_ohd.results import print_metrics, write_results
 
 
@@ -45,7 +46,7 @@ def main() -> None:
         items = amber.read_items(given.data)
         responses = amber.read_responses(given.responses, items, amber.read_queries(given.data))
         scored = amber_run.evaluate(responses, items, given.data, given.similarity)
-        out = given.out or given.responses.with_name(f"{given.responses.stem}_scored")
+        out = given.out or out_beside(given.responses)
         write_results(
             out / "results.json",
             scored.metrics,
@@ -55,7 +56,7 @@ def main() -> None:
             n=len(responses),
             complete=scored.complete,
             settings={"similarity": given.similarity, "answered": scored.parts},
-            details={"notes": scored.notes},
+            details={"answers": told([given.responses]), "notes": scored.notes},
         )
         print(f"AMBER, {given.responses}, words compared: {given.similarity}")
         print("\n".join(scored.lines()))

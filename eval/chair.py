@@ -8,7 +8,7 @@ Quirks:   a model that says little hallucinates little: read recall and length, 
 Inputs:   --encoder ours|openai|NAME|PATH (its LLaVA model, or --model) on --set world|DIR; or --captions FILE, which
           scores captions that are there, on --set coco (2014, under $LLAVA_OHD_DATA; for pattern and wordnet), world
           (for exact), a file of objects, or DIR with annotations/{instances,captions}_SPLIT.json.
-Outputs:  OUT/answers.jsonl (of a model), OUT/results.json.
+Outputs:  OUT/answers.jsonl (of a model, or the captions that were given), OUT/results.json.
 Command:  python eval/chair.py --captions captions.jsonl --rule pattern --out runs/chair
 Cost:     half a minute on the embedded world; scoring alone needs no torch and a second, wordnet several and NLTK.
 """
@@ -20,6 +20,7 @@ from llava_ohd.answering.options import add_flags, ask_with, settle_encoder
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import chair, chair_run
 from llava_ohd.evals.chair_protocol import Protocol
+from llava_ohd.evals.given_answers import flags_of, out_beside, refuse_idle, stated
 from llava_ohd.home import evaluation_folder
 from llava_ohd.records import Question
 
@@ -43,7 +44,12 @@ def parse() -> argparse.Namespace:
     add("--tokenizer", type=Path, help="SentencePiece file that counts them (default: Llama's, under $LLAVA_OHD_DATA)")
     add("--drop_unfinished", action="store_true", help="drop what follows the last full stop, as 64-token papers do")
     add("--out", type=Path, help="default: eval/ENCODER/chair in the home folder; with --captions FILE, FILE_scored/")
-    return parser.parse_args()
+    given = parser.parse_args()
+    with exit_on_error():
+        flags, idle = stated(parser, given), {*flags_of(add_flags), "prompt"} if given.captions else ()
+        refuse_idle(flags, idle, "with --captions, where no model is asked")
+        chair_run.check_flags(given.set, given.rule, given.captions is not None, given.limit, flags)
+    return given
 
 
 def main() -> None:
@@ -53,7 +59,7 @@ def main() -> None:
         if given.captions is None:
             settle_encoder(given)  # what is wrong with it is said first
         data, rule = chair_run.choose(given.set, given.rule, given.split, given.captions is not None, given.nltk_data)
-        beside = given.captions.with_name(f"{given.captions.stem}_scored") if given.captions else None
+        beside = out_beside(given.captions) if given.captions else None
         out = given.out or beside or evaluation_folder(given.encoder, "chair", given.set not in (None, "world"))
         asked, source = {}, {}  # how captions of others came about is not known
         if given.captions is None:
@@ -63,7 +69,7 @@ def main() -> None:
         protocol = Protocol(given.image_list, given.max_tokens, given.tokenizer, given.drop_unfinished)
         said = chair.read_captions(given.captions or out / "answers.jsonl")
         scored = chair_run.evaluate(said, data, rule, protocol, given.limit, given.all_rules, given.nltk_data)
-        scored.write(out / "results.json", asked, **source)
+        scored.write(out / "results.json", asked, given.captions, **source)
         print(f"CHAIR, {given.captions or given.encoder}, {data.name}, rule {rule}, {len(scored.rows)} captions")
         scored.show(given.objects)
         print(f"results: {out / 'results.json'}")

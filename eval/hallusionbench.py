@@ -19,6 +19,7 @@ from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import hallusionbench
+from llava_ohd.evals.given_answers import out_beside, told
 from llava_ohd.results import print_metrics, write_results
 
 
@@ -41,7 +42,7 @@ def main() -> None:
         questions = hallusionbench.read_questions(given.data)
         answers = hallusionbench.read_answers(given.answers)
         metrics, notes = hallusionbench.score(questions, answers, given.rule), hallusionbench.notes(answers, given.rule)
-        out = given.out or given.answers.with_name(f"{given.answers.stem}_scored")
+        out = given.out or out_beside(given.answers)
         write_results(
             out / "results.json",
             metrics,
@@ -49,7 +50,7 @@ def main() -> None:
             rule=hallusionbench.RULES[given.rule],
             data_set="hallusionbench",
             n=metrics[0].n,
-            details={"notes": notes},
+            details={"answers": told([given.answers]), "notes": notes},
         )
         print(f"HallusionBench, {given.answers}, rule {given.rule}")
         print_metrics(metrics)

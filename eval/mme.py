@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import mme
+from llava_ohd.evals.given_answers import out_beside, told
 from llava_ohd.results import print_metrics, write_results
 
 
@@ -30,7 +31,7 @@ def main() -> None:
         answers = mme.read_answers(given.answers)
         metrics, notes = mme.score(answers), mme.notes(answers)
         images = {task: len({row.image for row in answers.get(task, [])}) for task in mme.TASKS}
-        out = given.out or given.answers.with_name(f"{given.answers.name}_scored")
+        out = given.out or out_beside(given.answers)
         write_results(
             out / "results.json",
             metrics,
@@ -40,7 +41,7 @@ def main() -> None:
             n=sum(map(len, answers.values())),
             complete=all(count == mme.IMAGES for count in images.values()),
             settings={"images": images},
-            details={"notes": notes},
+            details={"answers": told(given.answers / f"{task}.txt" for task in answers), "notes": notes},
         )
         print(f"MME, hallucination subset, {given.answers}")
         for task, count in images.items():

@@ -11,7 +11,7 @@ Quirks:   by the official rule an answer without "no" or "not" in its first sent
           appends "Answer the question using a single word or phrase.": --suffix does, the world asks the bare question.
 Inputs:   --encoder ours|openai|NAME|PATH (its LLaVA model, or --model); --set NAME (under $LLAVA_OHD_DATA) or DIR;
           --answers FILE ... scores only: ours, LLaVA's, POPE's or OHD-Caps' form, one file or one per split.
-Outputs:  OUT/answers.jsonl (of a model), OUT/results.json.
+Outputs:  OUT/answers.jsonl (of a model, or as they were joined to the questions), OUT/results.json.
 Command:  python eval/pope.py --encoder ours
 Cost:     ten seconds on the embedded world; scoring alone needs no torch and a second. torchrun shares it over ranks.
 """
@@ -24,6 +24,7 @@ from llava_ohd.answering.options import add_flags, ask_with, settle_encoder
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import pope, pope_sets
 from llava_ohd.evals.answers import read_answers
+from llava_ohd.evals.given_answers import flags_of, keep, out_beside, refuse_idle, stated
 from llava_ohd.home import evaluation_folder, from_home
 from llava_ohd.results import write_results
 
@@ -42,7 +43,12 @@ def parse() -> argparse.Namespace:
     add("--answers", type=Path, nargs="+", metavar="FILE", help="score these answers instead of answering")
     add("--probabilities", action="store_true", help="keep those of yes and no with each answer")
     add("--out", type=Path, help="default: eval/ENCODER/pope in the home folder; with --answers FILE, FILE_scored/")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.answers:
+        idle = {*flags_of(add_flags), "probabilities", "suffix"}
+        with exit_on_error():
+            refuse_idle(stated(parser, given), idle, "with --answers, where no model is asked")
+    return given
 
 
 def main() -> None:
@@ -52,7 +58,7 @@ def main() -> None:
         if given.answers is None:
             settle_encoder(given)  # what is wrong with it is said first
         folder, questions = pope_sets.locate(given.set), pope_sets.read_set(given.set, given.prefix)
-        beside = given.answers[0].with_name(f"{given.answers[0].stem}_scored") if given.answers else None
+        beside = out_beside(given.answers[0]) if given.answers else None
         out = given.out or beside or evaluation_folder(given.encoder, "pope", given.set != "world")
         source, asked = dict[str, Any](), dict[str, Any]()  # how answers of others came about is not known
         if given.answers is None:
@@ -63,6 +69,8 @@ def main() -> None:
         scored = pope.evaluate(questions, rows, given.set, given.rule, given.all_rules, given.partial)
         source |= {"data_set": given.set if given.set in pope_sets.SETS else from_home(folder), "evaluation": "pope"}
         source |= {"settings": {"prefix": given.prefix} | asked, "rule": str(pope.RULES[given.rule])}
+        if given.answers:
+            source["details"] = {"answers": keep(out / "answers.jsonl", scored.rows(questions), given.answers)}
         write_results(out / "results.json", scored.metrics, n=len(scored.answers), complete=scored.complete, **source)
         print(f"POPE, {', '.join(map(str, given.answers or [given.encoder]))}, {given.set}, rule {given.rule}")
         print(scored)

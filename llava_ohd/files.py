@@ -119,7 +119,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         temporary = _temporary(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder_of(path)
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -127,6 +127,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             if temporary.parent.is_dir():
                 temporary.unlink(missing_ok=True)
+
+
+def _make_folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # as in /proc, or where a link leads nowhere
+        raise StorageError(f"cannot write {path}: the folder cannot be made there; choose another") from error
 
 
 @contextmanager

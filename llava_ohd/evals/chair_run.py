@@ -1,19 +1,20 @@
 """CHAIR from captions to results.json: which set and rule, what is scored, what is said of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_ohd.errors import AnswersMismatch
+from llava_ohd.errors import AnswersMismatch, OptionError
 from llava_ohd.evals import chair
 from llava_ohd.evals.chair_data import COCO, Caption, ChairSet, coco_id, open_set
 from llava_ohd.evals.chair_protocol import Protocol
+from llava_ohd.evals.given_answers import keep, refuse_idle
 from llava_ohd.files import sha256_json
 from llava_ohd.records import Metric
 from llava_ohd.results import print_metrics, write_results
 
-__all__ = ["Scored", "choose", "evaluate"]
+__all__ = ["Scored", "check_flags", "choose", "evaluate"]
 
 
 def choose(
@@ -34,9 +35,35 @@ def choose(
     Raises:
         DataFormatError, LlavaOhdError: the set is not there.
     """
-    name = data or (COCO if made and rule in ("pattern", "wordnet") else "world")
+    name = _set_name(data, rule, made)
     found = open_set(name, split, nltk_data)
     return found, rule or ("exact" if found.instances else "pattern")
+
+
+def _set_name(data: str | None, rule: str | None, made: bool) -> str:
+    return data or (COCO if made and rule in ("pattern", "wordnet") else "world")
+
+
+def check_flags(data: str | None, rule: str | None, made: bool, limit: int, stated: Set[str]) -> None:
+    """Refuses flags that would change nothing, or ask for no image.
+
+    Args:
+        data: See `choose`.
+        rule: See `choose`.
+        made: See `choose`.
+        limit: Number of images.
+        stated: The flags that stand on the command line.
+
+    Raises:
+        OptionError: there is one.
+    """
+    name = _set_name(data, rule, made)
+    if name == COCO or name.endswith(".json"):
+        refuse_idle(
+            stated, ("limit", "split"), f"with the set {name}, which has objects by image and no list of images"
+        )
+    if limit < 1:
+        raise OptionError(f"--limit {limit} leaves no image; give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -50,6 +77,7 @@ class Scored:
         complete: False if there are fewer captions than images that were to be described.
         settings: What the protocol did to the captions.
         others: The metrics by the other rules, where they were asked for.
+        captions: As they were given, before the protocol.
     """
 
     data: ChairSet
@@ -58,18 +86,21 @@ class Scored:
     complete: bool
     settings: Mapping[str, Any]
     others: Mapping[str, Sequence[Metric]] = field(default_factory=dict)
+    captions: Sequence[Caption] = ()
 
-    def write(self, path: Path, settings: Mapping[str, Any], **source: Any) -> None:
-        """Writes results.json.
+    def write(self, path: Path, settings: Mapping[str, Any], given: Path | None = None, **source: Any) -> None:
+        """Writes results.json, and beside it the captions that were there already.
 
         Args:
             path: The file.
             settings: Further ones, of the model.
+            given: The file of the captions, where no model made them.
             source: `encoder` and `model`, where one answered.
 
         Raises:
-            StorageError: no room, not writable.
+            StorageError: no room, not writable, or other captions lie there.
         """
+        told = [] if given is None else keep(path.with_name("answers.jsonl"), self.answers(), [given])
         length = chair.published_length(self.rows)
         write_results(
             path,
@@ -86,9 +117,18 @@ class Scored:
                 "other_rules": {
                     rule: {metric.name: metric.value for metric in found} for rule, found in self.others.items()
                 },
-            },
+            }
+            | ({"answers": told} if told else {}),
             **source,
         )
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Returns the captions as they were given, as rows of answers.jsonl; images by file name where it is known."""
+        files = dict(self.data.images()) if self.data.instances else {}
+        return [
+            {"question_id": coco_id(row.image), "image": files.get(row.image, row.image), "text": row.text}
+            for row in self.captions
+        ]
 
     def show(self, objects: bool = False) -> None:
         """Prints the metrics, those of the other rules beside them, and the counts by object if asked for."""
@@ -151,4 +191,4 @@ def evaluate(
         return chair.scored_captions(said, data.truth(name), data.vocabulary, rule=name, nltk_data=nltk_data, ids=ids)
 
     others = {name: chair.metrics(scored(name)) for name in chair.RULES if all_rules and name != rule}
-    return Scored(data, rule, scored(rule), complete, settings, others)
+    return Scored(data, rule, scored(rule), complete, settings, others, captions)

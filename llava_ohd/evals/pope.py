@@ -15,6 +15,7 @@ ZeroDivisionError; here the value is 0 and the metric's n is 0. And lmms-eval's 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llava_ohd.errors import AnswersMismatch, LlavaOhdError
 from llava_ohd.evals.answers import mismatch
@@ -129,6 +130,14 @@ class Scored:
     def complete(self) -> bool:
         """Whether every question of every split is answered."""
         return all(part == whole for part, whole in self.answered.values())
+
+    def rows(self, questions: Iterable[PopeQuestion]) -> list[dict[str, Any]]:
+        """Returns the answers as rows of answers.jsonl, in the order of the questions."""
+        return [
+            {"question_id": q.id, "image": q.image, "prompt": q.prompt, "text": self.answers[q.id]}
+            for q in questions
+            if q.id in self.answers
+        ]
 
     def __str__(self) -> str:
         lines = [

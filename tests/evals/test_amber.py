@@ -12,6 +12,7 @@ import pytest
 from llava_ohd.errors import AnswersMismatch, DataFormatError
 from llava_ohd.evals import amber, amber_generative, amber_run
 from llava_ohd.evals.amber_generative import Words, generative
+from llava_ohd.files import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared"
@@ -276,6 +277,8 @@ def test_command(tmp_path):
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         records.append(json.loads((tmp_path / f"{Path(name).stem}_scored" / "results.json").read_text()))
     assert "generative: 0 of 1 answered" in done.stdout
+    sums = [record["details"].pop("answers") for record in records]
+    assert sums[0] == [{"name": "r.json", "sha256": sha256_file(tmp_path / "r.json")}]
     assert records[0] == records[1]
     assert records[0]["complete"]
     assert records[0]["metrics"]["precision"]["value"] == 0.5
