@@ -12,7 +12,7 @@ Quirks:   exactly "Yes" and "No" count ("yes", "No." are wrong): tolerant/* read
 Inputs:   --responses FILE, an array of {"id", "response"} as AMBER's, or our answers.jsonl; a part of the ids will do,
           and is then marked as not complete. --data DIR with annotations.json, relation.json, safe_words.txt, and
           query/query_*.json, which what was asked is compared with where the file says it.
-Outputs:  OUT/results.json.
+Outputs:  OUT/results.json, OUT/counts.jsonl (by image, for scripts/compare.py).
 Command:  python eval/amber.py --responses answers.json --data amber/data --similarity exact --out runs/amber
 Cost:     seconds; no torch. Descriptions need NLTK and its data (NLTK_DATA=DIR).
 """
@@ -44,8 +44,9 @@ def main() -> None:
     given = parser.parse_args()
     with exit_on_error():
         items = amber.read_items(given.data)
-        responses = amber.read_responses(given.responses, items, amber.read_queries(given.data))
-        scored = amber_run.evaluate(responses, items, given.data, given.similarity)
+        queries = amber.read_queries(given.data)
+        responses = amber.read_responses(given.responses, items, queries)
+        scored = amber_run.evaluate(responses, items, given.data, given.similarity, queries=queries)
         out = given.out or out_beside(given.responses)
         write_results(
             out / "results.json",
@@ -56,7 +57,11 @@ def main() -> None:
             n=len(responses),
             complete=scored.complete,
             settings={"similarity": given.similarity, "answered": scored.parts},
-            details={"answers": told([given.responses]), "notes": scored.notes},
+            details={
+                "answers": told([given.responses]),
+                "notes": scored.notes,
+                "formulas": scored.counted.write(out / "counts.jsonl"),
+            },
         )
         print(f"AMBER, {given.responses}, words compared: {given.similarity}")
         print("\n".join(scored.lines()))

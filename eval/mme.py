@@ -7,7 +7,7 @@ Metrics:  per task (existence, count, position, color) accuracy, accuracy_plus (
 Quirks:   "yes", else "no", in the first four characters counts; a constant answer gets 200 of 800 (always_yes/score).
 Inputs:   --answers DIR with existence.txt, count.txt, position.txt, color.txt: lines of image, question, label, answer
           with tabs between; fewer files or images are marked as not complete. MME gives images and labels on request.
-Outputs:  OUT/results.json.
+Outputs:  OUT/results.json, OUT/counts.jsonl (by image, for scripts/compare.py).
 Command:  python eval/mme.py --answers eval_tool/answers/MODEL --out runs/mme
 Cost:     a second; no torch.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import mme
+from llava_ohd.evals.counted import of_mme
 from llava_ohd.evals.given_answers import out_beside, told
 from llava_ohd.results import print_metrics, write_results
 
@@ -41,7 +42,11 @@ def main() -> None:
             n=sum(map(len, answers.values())),
             complete=all(count == mme.IMAGES for count in images.values()),
             settings={"images": images},
-            details={"answers": told(given.answers / f"{task}.txt" for task in answers), "notes": notes},
+            details={
+                "answers": told(given.answers / f"{task}.txt" for task in answers),
+                "notes": notes,
+                "formulas": of_mme(answers).write(out / "counts.jsonl"),
+            },
         )
         print(f"MME, hallucination subset, {given.answers}")
         for task, count in images.items():

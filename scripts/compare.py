@@ -2,7 +2,8 @@
 
 Inputs   per side one folder per seed, as the evaluations write them:
          pope/ and chair/ with answers.jsonl and results.json, ohd_caps/ and
-         zero_shot/ with predictions.jsonl and results.json; what is missing is said. Labels come from the data folder.
+         zero_shot/ with predictions.jsonl and results.json; amber/ and mme/ with counts.jsonl; hallusionbench/ and
+         dense/ (values alone); what is missing is said. Labels come from the data folder.
 Outputs  OUT/results.json (every number), OUT/table.md and .tex, OUT/breakdown.md (by object and by what is beside it),
          OUT/report.html (one file, nothing is loaded from elsewhere).
 Refuses  other rules, sets, settings, images; incomplete runs; metrics that do not follow from the answers beside them.

@@ -23,6 +23,7 @@ __all__ = [
     "AmberItem",
     "Query",
     "discriminative",
+    "groups_of",
     "parts",
     "read_items",
     "read_queries",
@@ -72,6 +73,11 @@ class AmberItem:
     type: str
     truth: tuple[str, ...]
     hallu: tuple[str, ...] = ()
+
+
+def groups_of(item: AmberItem) -> list[str]:
+    """Returns the groups that a question counts in, as prefixes of metrics: "" and `<group>/`."""
+    return [name for name, group in _GROUPS.items() if item.type in group.types]
 
 
 def read_items(folder: Path) -> dict[int, AmberItem]:

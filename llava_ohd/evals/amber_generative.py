@@ -27,7 +27,7 @@ from llava_ohd.files import read_json
 from llava_ohd.progress import track
 from llava_ohd.records import Metric
 
-__all__ = ["SIMILARITIES", "Words", "generative", "read_words"]
+__all__ = ["SIMILARITIES", "Counts", "Words", "generative", "judged", "read_words"]
 
 _LEAST = 0.8  # similarity from which on two words are the same: inference.py's --similarity_score
 
@@ -92,19 +92,31 @@ def generative(
         MissingDependency: NLTK, its data, or spaCy's model.
         DataFormatError: an object of the annotations that relation.json does not have.
     """
+    found = judged(responses, items, words, similarity, nouns)
+    return sum(found.values(), Counts()).metrics() if found else []
+
+
+def judged(
+    responses: Mapping[int, str],
+    items: Mapping[int, AmberItem],
+    words: Words,
+    similarity: Literal["exact", "spacy"] = "exact",
+    nouns: Nouns | None = None,
+) -> dict[int, "Counts"]:
+    """Returns the counts of each description, by id; arguments and errors as `generative`."""
     described = [(items[number], text) for number, text in responses.items() if items[number].type == GENERATIVE]
     if not described:
-        return []
+        return {}
     find, same, known = nouns or _nltk_nouns(), SIMILARITIES[similarity](), words.known
-    total = _Counts()
-    for item, text in track(described, "Scoring AMBER's descriptions"):
-        total += _judge([noun for noun in find(text) if noun in known], item, words, same)
-    return total.metrics()
+    return {
+        item.id: _judge([noun for noun in find(text) if noun in known], item, words, same)
+        for item, text in track(described, "Scoring AMBER's descriptions")
+    }
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """Sums over descriptions."""
+class Counts:
+    """Sums over descriptions; the fields are what is counted, `clean` the descriptions without a hallucination."""
 
     mentions: int = 0
     hallucinated: int = 0
@@ -115,10 +127,12 @@ class _Counts:
     texts: int = 0
     clean: int = 0
 
-    def __add__(self, other: "_Counts") -> "_Counts":
-        return _Counts(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
 
     def metrics(self) -> list[Metric]:
+        """Returns the metrics of `generative`."""
+
         def share(part: int, whole: int) -> float:
             return round(round(part / (whole + 0.001) * 100, 1) / 100, 3)  # as printed: percent, one decimal
 
@@ -130,7 +144,7 @@ class _Counts:
         ]
 
 
-def _judge(nouns: Sequence[str], item: AmberItem, words: Words, same: Same) -> _Counts:
+def _judge(nouns: Sequence[str], item: AmberItem, words: Words, same: Same) -> Counts:
     """Judges the nouns of one description, in their order."""
     shown, imaginable = (_Matcher(objects, words, same) for objects in (item.truth, item.hallu))
     hallucinated = 0
@@ -140,7 +154,7 @@ def _judge(nouns: Sequence[str], item: AmberItem, words: Words, same: Same) -> _
         imaginable.equal(noun)
         imaginable.alike(noun)
         hallucinated += not shown.alike(noun)
-    return _Counts(
+    return Counts(
         len(nouns),
         hallucinated,
         len(item.truth),

@@ -7,6 +7,7 @@ from typing import Literal
 
 from llava_ohd.errors import AnswersMismatch
 from llava_ohd.evals import amber, amber_generative
+from llava_ohd.evals.counted import Counted, of_amber
 from llava_ohd.evals.yes_no import unread_line
 from llava_ohd.records import Metric
 
@@ -24,11 +25,13 @@ class Scored:
         metrics: `amber` if both parts are there, then those of `generative` and `discriminative`.
         parts: As `amber.parts`.
         notes: What a reader of the numbers must know; kept in results.json.
+        counted: Counts by image.
     """
 
     metrics: list[Metric]
     parts: dict[str, tuple[int, int]]
     notes: list[str]
+    counted: Counted
 
     @property
     def complete(self) -> bool:
@@ -49,6 +52,7 @@ def evaluate(
     folder: Path,
     similarity: Literal["exact", "spacy"] = "exact",
     nouns: amber_generative.Nouns | None = None,
+    queries: Mapping[int, amber.Query] | None = None,
 ) -> Scored:
     """Scores both parts.
 
@@ -58,6 +62,7 @@ def evaluate(
         folder: AMBER's data folder, for its word lists.
         similarity: See `amber_generative.generative`.
         nouns: See `amber_generative.generative`.
+        queries: What was asked, with the names of the images.
 
     Raises:
         AnswersMismatch: there are descriptions, and none names an object: the share of imagined ones is 0 of 0, which
@@ -65,7 +70,8 @@ def evaluate(
         DataFormatError, MissingDependency: as `amber_generative.generative`.
     """
     words = amber_generative.read_words(folder)
-    found = amber_generative.generative(responses, items, words, similarity, nouns)
+    judged = amber_generative.judged(responses, items, words, similarity, nouns)
+    found = sum(judged.values(), amber_generative.Counts()).metrics() if judged else []
     if found and found[0].n == 0:
         described = sum(items[number].type == amber.GENERATIVE for number in responses)
         raise AnswersMismatch(
@@ -78,7 +84,8 @@ def evaluate(
     if {"chair", "f1"} <= values.keys():
         found.insert(0, Metric("amber", (1 - values["chair"] + values["f1"]) / 2, len(responses), "higher"))
     parts = amber.parts(responses, items)
-    return Scored(found, parts, _notes(responses, items, values, parts))
+    counted = of_amber(responses, items, judged, queries or {})
+    return Scored(found, parts, _notes(responses, items, values, parts), counted)
 
 
 def _notes(

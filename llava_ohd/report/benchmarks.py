@@ -16,6 +16,7 @@ from llava_ohd.evals import chair
 from llava_ohd.evals.chair_data import coco_id
 from llava_ohd.files import read_jsonl, sha256_json
 from llava_ohd.report import pope_runs
+from llava_ohd.report.counted_runs import read_counted
 from llava_ohd.report.pope_runs import read_pope
 from llava_ohd.report.runs import Measure, Run, Truth, read_truth, share
 from llava_ohd.results import read_results
@@ -31,7 +32,7 @@ class Benchmark:
         name: Folder and `eval` name.
         title: For people.
         read: Reads a folder.
-        measures: What is compared, in the order shown.
+        measures: What is compared, in the order shown; empty where the results themselves say it.
     """
 
     name: str
@@ -132,8 +133,8 @@ BENCHMARKS = (
             Measure("length", "caption length", "none", partial(share, (6,), (2,)), unit="words"),
         ),
     ),
-    Benchmark("amber", "AMBER", read_values, ()),
-    Benchmark("mme", "MME, hallucination", read_values, ()),
+    Benchmark("amber", "AMBER", read_counted, ()),
+    Benchmark("mme", "MME, hallucination", read_counted, ()),
     Benchmark("hallusionbench", "HallusionBench", read_values, ()),
     Benchmark("dense", "Dense misalignment", read_values, ()),
 )

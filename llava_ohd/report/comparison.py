@@ -13,6 +13,7 @@ import numpy as np
 from llava_ohd.errors import AnswersMismatch, DataFormatError
 from llava_ohd.home import from_home
 from llava_ohd.report.benchmarks import BENCHMARKS, Benchmark, Measure, Run, Truth
+from llava_ohd.report.counted_runs import measures_of
 from llava_ohd.report.statistics import RESAMPLES, PairedBootstrap, holm, mcnemar
 from llava_ohd.results import versions
 
@@ -189,7 +190,8 @@ def _benchmark(benchmark: Benchmark, runs: Sequence[tuple[Run, Run]], resamples:
         ours, stock = (np.stack([pair[side].counts for pair in runs]) for side in (0, 1))
         bootstrap = PairedBootstrap(ours, stock, resamples=resamples, seed=seed)
     metrics = {}
-    for measure in (*benchmark.measures, *_reported_only(benchmark, record)):
+    measures = benchmark.measures or (measures_of(runs[0][0]) if images else ())
+    for measure in (*measures, *_reported_only(measures, record)):
         if all(measure.name in run.record["metrics"] for pair in runs for run in pair):
             metrics[measure.name] = _metric(measure, runs, bootstrap)
     return {
@@ -201,9 +203,9 @@ def _benchmark(benchmark: Benchmark, runs: Sequence[tuple[Run, Run]], resamples:
     }
 
 
-def _reported_only(benchmark: Benchmark, record: dict[str, Any]) -> list[Measure]:
+def _reported_only(measures: Sequence[Measure], record: dict[str, Any]) -> list[Measure]:
     """Metrics that results.json has beyond those with counts: shown as they are, but for the ends of intervals."""
-    known = {measure.name for measure in benchmark.measures}
+    known = {measure.name for measure in measures}
     extra = {name: row for name, row in record["metrics"].items() if not name.endswith(("_low95", "_high95"))}
     others = {name: row["better"] for name, row in extra.items() if name not in known}
     return [Measure(name, name.replace("_", " "), better, None) for name, better in others.items()]
