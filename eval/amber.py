@@ -18,12 +18,12 @@ Cost:     seconds; no torch. Descriptions need NLTK and its data (NLTK_DATA=DIR)
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import amber, amber_generative, amber_run
 from llava_ohd.evals.given_answers import out_beside, told
+from llava_ohd.home import data_folder
 from llava_ohd.results import print_metrics, write_results
 
 
@@ -31,22 +31,16 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--responses", type=Path, required=True, help="what the model said")
-    home = os.environ.get("LLAVA_OHD_DATA")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(home) / "amber" if home else None,
-        required=not home,
-        help="AMBER's data folder (default: amber/ of $LLAVA_OHD_DATA)",
-    )
+    parser.add_argument("--data", type=Path, help="AMBER's data folder (default: amber/ of $LLAVA_OHD_DATA)")
     parser.add_argument("--similarity", choices=sorted(amber_generative.SIMILARITIES), default="exact")
     parser.add_argument("--out", type=Path, help="default: RESPONSES_scored/ beside the file")
     given = parser.parse_args()
     with exit_on_error():
-        items = amber.read_items(given.data)
-        queries = amber.read_queries(given.data)
+        data = given.data or data_folder("AMBER's data; give another folder with --data") / "amber"
+        items = amber.read_items(data)
+        queries = amber.read_queries(data)
         responses = amber.read_responses(given.responses, items, queries)
-        scored = amber_run.evaluate(responses, items, given.data, given.similarity, queries=queries)
+        scored = amber_run.evaluate(responses, items, data, given.similarity, queries=queries)
         out = given.out or out_beside(given.responses)
         write_results(
             out / "results.json",

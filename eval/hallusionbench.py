@@ -14,12 +14,12 @@ Cost:     a second; no torch.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from llava_ohd.errors import exit_on_error
 from llava_ohd.evals import hallusionbench
 from llava_ohd.evals.given_answers import out_beside, told
+from llava_ohd.home import data_folder
 from llava_ohd.results import print_metrics, write_results
 
 
@@ -27,19 +27,18 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=Path, required=True, metavar="FILE", help="what the model said")
-    home = os.environ.get("LLAVA_OHD_DATA")
     parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(home) / "hallusionbench/HallusionBench.json" if home else None,
-        required=not home,
-        help="HallusionBench.json (default: in hallusionbench/ of $LLAVA_OHD_DATA)",
+        "--data", type=Path, help="HallusionBench.json (default: in hallusionbench/ of $LLAVA_OHD_DATA)"
     )
     parser.add_argument("--rule", choices=sorted(hallusionbench.RULES), default="vlmevalkit")
     parser.add_argument("--out", type=Path, help="default: FILE_scored/ beside the file")
     given = parser.parse_args()
     with exit_on_error():
-        questions = hallusionbench.read_questions(given.data)
+        data = (
+            given.data
+            or data_folder("HallusionBench.json; give another with --data") / "hallusionbench/HallusionBench.json"
+        )
+        questions = hallusionbench.read_questions(data)
         answers = hallusionbench.read_answers(given.answers)
         metrics, notes = hallusionbench.score(questions, answers, given.rule), hallusionbench.notes(answers, given.rule)
         out = given.out or out_beside(given.answers)

@@ -284,13 +284,17 @@ def read_jsonl(path: Path, *, unique_keys: bool = False) -> list[dict[str, Any]]
         except (ValueError, RecursionError) as error:
             raise DataFormatError(f"{path} is not JSON: {_why_not_json(error)}") from None
     else:
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
+        rows, lines = [], text.rstrip().split("\n")  # not splitlines: U+2028 may stand inside a string
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     rows.append(json.loads(line, object_pairs_hook=hook))
                 except (ValueError, RecursionError) as error:
                     why = error.msg if isinstance(error, json.JSONDecodeError) else _why_not_json(error)
+                    torn = isinstance(error, json.JSONDecodeError) and number == len(lines) > 1
+                    why += (
+                        f"; it is the last line, the file may have been cut off after {len(rows)} rows" if torn else ""
+                    )
                     raise DataFormatError(f"{path} line {number} is not JSON: {why}") from None
     if not rows:
         raise DataFormatError(f"{path} has no rows")

@@ -18,6 +18,9 @@ from llava_ohd.records import Answer, Question
 __all__ = ["RecordedAnswer", "join", "mismatch", "read_answers", "same_image", "short", "whole_characters"]
 
 
+_CUT_OFF = "the last ones, as in a file that was cut off: copy or make it again"
+
+
 @dataclass(frozen=True)
 class RecordedAnswer(Answer):
     """An answer as it stands in a file, with what was asked, where the file says so; the id is "" where there is none.
@@ -93,6 +96,7 @@ def join(
     answers: Iterable[Answer],
     *,
     same_prompt: Callable[[str], str] = str.strip,
+    allowed: str = "",
 ) -> list[str]:
     """Finds the answer to each question.
 
@@ -100,6 +104,7 @@ def join(
         questions: Questions with distinct ids.
         answers: Answers in any order; `RecordedAnswer`s are also compared by image and prompt.
         same_prompt: Two prompts are the same question if this function maps them to the same text.
+        allowed: Says what may stand around a question, for the message.
 
     Returns:
         The answer texts in the order of `questions`.
@@ -120,7 +125,9 @@ def join(
         if name in by_id and not _same(question, by_id[name], same_prompt)
     ]
     if missing or extra or twice or other:
-        raise mismatch(len(questions), missing, extra, twice, other)
+        cut_off = bool(missing) and all(question.id not in by_id for question in questions[-len(missing) :])
+        said = allowed if other else ""
+        raise mismatch(len(questions), missing, extra, twice, other, allowed=said, cut_off=cut_off)
     return [by_id[question.id].text for question in questions]
 
 
@@ -152,16 +159,33 @@ def mismatch(
     extra: Sequence[str] = (),
     twice: Sequence[str] = (),
     other: Sequence[str] = (),
+    *,
+    allowed: str = "",
+    cut_off: bool = False,
 ) -> AnswersMismatch:
-    """Makes the error from what is missing, left over, given twice, and to another question, each shown as text."""
+    """Makes the error from what is missing, left over, given twice, and to another question, each shown as text.
+
+    Args:
+        total: Number of questions.
+        missing: Questions without an answer.
+        extra: Answers without a question.
+        twice: Questions with several answers.
+        other: Questions whose answers are to another one.
+        allowed: Says what may stand around a question, where that is what is wrong.
+        cut_off: Whether all that is missing stands at the end.
+    """
     parts = [f"{total - len(missing)} of {total} questions answered"]
     for found, kind, remedy in (
-        (missing, "missing", "answer again with the same --out, it goes on where it stopped"),
+        (
+            missing,
+            "missing",
+            _CUT_OFF if cut_off else "answer these, too; if the file was cut off, copy or make it again",
+        ),
         (extra, "without a question", "score them against the question set they were made from"),
-        (twice, "answered more than once", "delete the answers file and answer again"),
+        (twice, "answered more than once", "keep one answer to each"),
         (other, "to a different question", "use the version of the question files that was answered"),
     ):
         if found:
             shown = "; ".join(text if len(text) <= 400 else f"{text[:397]}..." for text in found[:3])
             parts.append(f"{len(found)} {kind}, first: {shown} ({remedy})")
-    return AnswersMismatch(". ".join(parts) + ". Nothing was scored.")
+    return AnswersMismatch(". ".join([*parts, *([allowed] if allowed else [])]) + ". Nothing was scored.")

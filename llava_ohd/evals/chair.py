@@ -108,8 +108,8 @@ def scored_captions(
     if unknown:
         raise AnswersMismatch(
             f"{len(unknown)} of {len(captions)} captions are of images without ground truth, first: "
-            f"{short(unknown[:3])}. Give the annotations of the split that the captions were made for (--set). "
-            "Nothing was scored."
+            f"{short(unknown[:3])}. Give the set that the captions were made for: --set coco or --rule pattern for "
+            "COCO's images of 2014, or the folder with the annotations of their split. Nothing was scored."
         )
     images = ((ids or {}).get(name, coco_id(name)) for name in known)
     twice = [name for name, count in Counter(images).items() if count > 1]

@@ -199,7 +199,10 @@ def open_set(given: str, split: str = "test", nltk_data: Path | None = None) -> 
     folder = home() / "world" if given == "world" else Path(given)
     instances, captions = (folder / f"annotations/{kind}_{split}.json" for kind in ("instances", "captions"))
     if not folder.is_dir():
-        raise DataFormatError(f"{folder} is not a folder; give world, coco, a .json file of objects, or COCO's folder")
+        raise DataFormatError(
+            f"{folder} is not a folder; give as --set {COCO} (captions of COCO's images of 2014), world, a .json file "
+            "of objects, or a folder with annotations/"
+        )
     vocabulary = read_synonyms(folder / "synonyms.txt" if given == "world" else _synonyms(folder))
 
     def truth(rule: str) -> dict[str, frozenset[str]]:

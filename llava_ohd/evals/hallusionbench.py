@@ -121,7 +121,7 @@ def read_answers(path: Path) -> list[RecordedAnswer]:
 def score(
     questions: Sequence[HallusionQuestion], answers: Sequence[RecordedAnswer], rule: str = "vlmevalkit"
 ) -> list[Metric]:
-    """Scores answers; by `vlmevalkit` those to questions without an image may be there or not, and do not count.
+    """Scores answers; by `vlmevalkit` those to questions without an image may be missing, and do not count.
 
     Returns:
         `a_acc`, `f_acc`, `q_acc`, the same as `VD/...` and `VS/...`; `yes_ratio`, `unparsed` and what constant
@@ -131,7 +131,9 @@ def score(
         AnswersMismatch: the answers are not those to the questions.
     """
     if rule == "vlmevalkit":
-        unseen = {question.id for question in questions if not question.shown}
+        unseen = {question.id: question for question in questions if not question.shown}
+        spare = [answer for answer in answers if answer.question_id in unseen]
+        join([unseen[name] for name in {answer.question_id for answer in spare}], spare)  # not counted, yet no others
         answers = [answer for answer in answers if answer.question_id not in unseen]
         questions = [question for question in questions if question.shown]
     said = [_reader(rule)(text) for text in join(questions, answers)]

@@ -65,6 +65,9 @@ def read_answers(folder: Path) -> dict[str, list[MmeAnswer]]:
     """
     files = {task: folder / f"{task}.txt" for task in TASKS}
     there = {task: file for task, file in files.items() if file.exists()}
+    if not folder.is_dir():
+        wrong = "is a file" if folder.exists() else "does not exist"
+        raise DataFormatError(f"{folder} {wrong}; give the folder that has {', '.join(f.name for f in files.values())}")
     if not there:
         raise DataFormatError(
             f"{folder} has none of {', '.join(file.name for file in files.values())}; give the folder of answers in "

@@ -22,6 +22,8 @@ __all__ = ["SUFFIX", "answers_for", "bare", "match"]
 SUFFIX = "\nAnswer the question using a single word or phrase."
 _LLAVA_FIRST_ID = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
 
+_ALLOWED = f"After a question only {SUFFIX!r} may follow: the answer to another prompt is another answer"
+
 Key = tuple[str, str]
 
 
@@ -78,7 +80,7 @@ def _by_id(questions: Sequence[PopeQuestion], answers: Sequence[Answer]) -> dict
     own = [_with_own_id(answer) for answer in answers]
     splits = {answer.question_id.partition("/")[0] for answer in own}
     asked = [question for question in questions if question.split in splits] or questions
-    texts = join(asked, own, same_prompt=bare)
+    texts = join(asked, own, same_prompt=bare, allowed=_ALLOWED)
     return {question.id: text for question, text in zip(asked, texts, strict=True)}
 
 
@@ -112,10 +114,16 @@ def _by_image(questions: Sequence[PopeQuestion], rows: Sequence[RecordedAnswer])
     missing += [shown[key] for key, (given, needed) in counts.items() if given < needed]
     twice = [shown[key] for key, (given, needed) in counts.items() if given > needed]
     if missing or extra or twice:
-        raise mismatch(len(asked), missing, extra, twice)
+        raise mismatch(len(asked), missing, extra, twice, allowed=_ALLOWED if _has_longer(questions, texts) else "")
     _check_order_does_not_matter(asked, keys, texts)
     left = {key: iter(said if len(said) > 1 else said * wanted[key]) for key, said in texts.items()}
     return {question.id: next(left[keys[question.id]]) for question in asked}
+
+
+def _has_longer(questions: Iterable[PopeQuestion], texts: Iterable[Key]) -> bool:
+    """Says whether a prompt is a question of the set and more."""
+    asked = {(question.image, bare(question.prompt)) for question in questions}
+    return any(key not in asked and (key[0], f"{key[1].partition('?')[0]}?") in asked for key in texts)
 
 
 def _known_image(given: str, images: set[str]) -> str:
@@ -184,4 +192,7 @@ def _out_of_order(
         if prompt != wanted
     ]
     extra = [repr(prompt) for prompt in asked[len(part) :]]
-    return mismatch(len(part), part[len(asked) :], extra if not other else (), other=other)
+    missing = part[len(asked) :]
+    return mismatch(
+        len(part), missing, () if other else extra, other=other, allowed=_ALLOWED if other else "", cut_off=not other
+    )

@@ -68,9 +68,12 @@ def locate(name: str) -> Path:
     """Returns the folder of a set: of a published one under $LLAVA_OHD_DATA, of the world, or the folder `name`.
 
     Raises:
-        DataFormatError: a published set, and $LLAVA_OHD_DATA is not set or does not have it.
+        DataFormatError: neither a set nor there; or a published set, and $LLAVA_OHD_DATA does not have it.
+        LlavaOhdError: a published set, and $LLAVA_OHD_DATA is not set.
     """
     if name not in SETS:
+        if not Path(name).exists():
+            raise DataFormatError(f"{name} is neither a folder nor one of the sets {', '.join(SETS)}")
         return Path(name)
     relative = SETS[name].folder
     if relative is None:

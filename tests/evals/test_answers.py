@@ -20,10 +20,11 @@ def test_order_does_not_matter():
     [
         (
             [Answer("a", "Yes")],
-            r"1 of 2 questions answered. 1 missing, first: 'b' \(2.png: 'Is there a cup\?'\) \(answer",
+            r"1 of 2 questions answered. 1 missing, first: 'b' \(2.png: 'Is there a cup\?'\) \(the last ones, as",
         ),
+        ([Answer("b", "Yes")], r"1 missing, first: 'a' .* \(answer these, too; if the file was cut off, copy or make"),
         ([Answer(x, "Yes") for x in "abc"], r"2 of 2 questions answered. 1 without a question, first: 'c'"),
-        ([Answer(x, "Yes") for x in "aab"], r"1 answered more than once, first: 'a'"),
+        ([Answer(x, "Yes") for x in "aab"], r"1 answered more than once, first: 'a' \(keep one answer to each\)"),
         ([Answer("a", "Yes"), RecordedAnswer("b", "No", "3.png")], r"1 to a different question, first: 'b'.*3.png"),
         ([Answer("a", "Yes"), RecordedAnswer("b", "No", None, "?")], r"1 to a different question, first: 'b'.*'\?'"),
     ],
@@ -31,6 +32,27 @@ def test_order_does_not_matter():
 def test_anything_else_is_refused(answers, message):
     with pytest.raises(AnswersMismatch, match=message):
         join(QUESTIONS, answers)
+
+
+def test_nothing_is_said_of_prompts_where_these_are_right():
+    with pytest.raises(AnswersMismatch, match=r"was answered\)\. Only x may follow\. Nothing was scored"):
+        join(QUESTIONS, [Answer("a", ""), RecordedAnswer("b", "", None, "?")], allowed="Only x may follow")
+    with pytest.raises(AnswersMismatch) as caught:
+        join(QUESTIONS, [Answer("a", "Yes")], allowed="Only x may follow")
+    assert "Only x" not in str(caught.value)
+
+
+def test_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    whole = '{"question_id": 1, "text": "Yes"}\n'
+    path.write_text(whole * 3 + whole[:20])
+    with pytest.raises(DataFormatError, match=r"line 4 is not JSON: .*the file may have been cut off after 3 rows"):
+        read_answers(path)
+    path.write_text(whole * 3 + whole[:20] + "\n" + whole)
+    with pytest.raises(DataFormatError) as caught:
+        read_answers(path)
+    assert "line 4 is not JSON" in str(caught.value)
+    assert "cut off" not in str(caught.value)
 
 
 def test_a_prompt_may_be_compared_by_what_it_asks():

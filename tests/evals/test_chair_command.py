@@ -125,6 +125,7 @@ def test_one_image_by_its_id_and_by_another_name(data, tmp_path):
     ("rows", "message"),
     [
         ([{"image_id": 4, "caption": "a dog"}], "AnswersMismatch: 1 of 1 captions are of images without ground truth"),
+        ([{"image_id": 4, "caption": "a dog"}], "--set coco or --rule pattern for COCO's images of 2014"),
         ([*SAID, {"image_id": 2, "caption": ""}], "AnswersMismatch: 1 images have more than one caption, first: ['2']"),
         ([{"image_id": 1}], "caption or text is missing, or no text"),
         ([{"question_id": 1, "text": "a dog"}], "the question_id is that of a question"),
@@ -160,6 +161,7 @@ def test_objects_that_are_refused(data, tmp_path):
 
 def test_without_data(tmp_path):
     said = captions(tmp_path)
+    assert "give as --set coco (captions of COCO's images of 2014), world" in run("", "--captions", said, status=2)
     assert "CHAIR's ground truth is looked for in $LLAVA_OHD_DATA" in run(
         "", "--captions", said, "--rule", "pattern", status=2
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_ohd.errors import AnswersMismatch
 from llava_ohd.evals import hallusionbench, pope, pope_sets
 from llava_ohd.evals.answers import RecordedAnswer, read_answers
 from llava_ohd.evals.yes_no import RULES, Confusion
@@ -73,6 +74,17 @@ def test_what_repope_changes(monkeypatch):
     assert f"changes {sum(away)} yes to no (139 in each split) and {sum(to)} no to yes" in text
     assert f"({to[0]} random, {to[1]} popular, {to[2]} adversarial)" in text
     assert f"leaves out {len(labels) - len(corrected)} of 9,000 questions" in text
+
+
+def test_questions_of_hallusionbench_without_an_image():
+    questions = hallusionbench.read_questions(DATA / "hallusionbench/HallusionBench.json")
+    unseen = [question for question in questions if not question.shown]
+    assert f"the {len(unseen)} questions without an image may be missing" in PAGE
+    shown = [RecordedAnswer(question.id, "No") for question in questions if question.shown]
+    spare = [RecordedAnswer(question.id, "No") for question in unseen]
+    assert hallusionbench.score(questions, shown) == hallusionbench.score(questions, [*shown, *spare])
+    with pytest.raises(AnswersMismatch, match="1 answered more than once"):
+        hallusionbench.score(questions, [*shown, spare[0], spare[0]])
 
 
 def test_constant_answers_to_hallusionbench():

@@ -209,10 +209,20 @@ def test_flags_that_change_nothing_are_refused(script, arguments, message):
     assert f"OptionError: {message}" in run(script, *arguments.split(), status=2)
 
 
-@pytest.mark.parametrize("script", ["pope --answers", "chair --captions", "hallusionbench --data . --answers"])
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("hallusionbench --answers", "HallusionBench.json; give another with --data is looked for in $LLAVA_OHD_DATA"),
+        ("amber --responses", "AMBER's data; give another folder with --data is looked for in $LLAVA_OHD_DATA"),
+    ],
+)
+def test_where_data_are_looked_for_is_said(script, message):
+    assert message in run(*script.split(), "a", status=2)
+
+
+@pytest.mark.parametrize("script", ["pope --answers", "chair --captions"])
 def test_a_folder_where_a_file_is_expected(tmp_path, world, script):
-    name, *flags = script.split()
-    said = run(name, *flags, ".", *(("--set", world) if name != "hallusionbench" else ()), status=2, where=tmp_path)
+    said = run(*script.split(), ".", "--set", world, status=2, where=tmp_path)
     assert "DataFormatError: . is a folder; a file is expected" in said
 
 

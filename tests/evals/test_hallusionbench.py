@@ -74,6 +74,19 @@ def test_ids_and_texts_do_as_well(tmp_path):
         bench.score(questions, bench.read_answers(tmp_path / "ids.jsonl"))
 
 
+@pytest.mark.parametrize("rule", bench.RULES)
+def test_answers_about_no_image_are_checked_as_well(tmp_path, rule):
+    """By vlmevalkit they do not count; doubled or to another question they are still no answers to this set."""
+    write_json(tmp_path / "q.json", ROWS)
+    questions = bench.read_questions(tmp_path / "q.json")
+    write_json(tmp_path / "a.json", [*ROWS, ROWS[0]])
+    with pytest.raises(AnswersMismatch, match="1 answered more than once, first: 'VS_map_0_0_0_0'"):
+        bench.score(questions, bench.read_answers(tmp_path / "a.json"), rule)
+    write_json(tmp_path / "a.json", [ROWS[0] | {"question": "?"}, *ROWS[1:]])
+    with pytest.raises(AnswersMismatch, match="1 to a different question, first: 'VS_map_0_0_0_0'"):
+        bench.score(questions, bench.read_answers(tmp_path / "a.json"), rule)
+
+
 def test_answers_that_cannot_be_read_are_said_aloud(tmp_path):
     write_json(tmp_path / "a.json", ROWS)
     answers = bench.read_answers(tmp_path / "a.json")

@@ -95,6 +95,11 @@ def test_what_is_refused(tmp_path, text, error, message):
 def test_too_many_images_and_no_task(tmp_path):
     with pytest.raises(DataFormatError, match=r"none of existence\.txt"):
         mme.read_answers(tmp_path)
+    with pytest.raises(DataFormatError, match=r"nothere does not exist; give the folder that has existence.txt, count"):
+        mme.read_answers(tmp_path / "nothere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataFormatError, match=r"file is a file; give the folder that has existence.txt"):
+        mme.read_answers(tmp_path / "file")
     write(tmp_path, "color", [("Yes", "No")], images=31)
     with pytest.raises(AnswersMismatch, match="31 images; MME's color has 30"):
         mme.read_answers(tmp_path)

@@ -252,6 +252,37 @@ def test_answers_that_differ_between_splits_need_ids():
         pope.answers_for(questions, rows)
 
 
+@pytest.mark.parametrize("form", ["ids", "images", "order"])
+def test_which_suffix_a_prompt_may_have_is_said(form):
+    questions = small()
+    for suffix, accepted in ((pope.SUFFIX, True), (" Please answer yes or no.", False)):
+        rows = {
+            "ids": [RecordedAnswer(q.id, right(q), None, q.prompt + suffix) for q in questions],
+            "images": [RecordedAnswer("", right(q), q.image, q.prompt + suffix) for q in questions],
+            "order": [RecordedAnswer("", right(q), None, q.prompt + suffix) for q in questions],
+        }[form]
+        if accepted:
+            assert pope.answers_for(questions, rows) == ["Yes", "No", "Yes", "No"]
+        else:
+            with pytest.raises(AnswersMismatch, match=r"After a question only .*single word or phrase.* may follow"):
+                pope.answers_for(questions, rows)
+
+
+def test_answers_that_end_too_early():
+    questions = small()
+    for rows in (
+        [RecordedAnswer(q.id, right(q)) for q in questions[:3]],
+        [RecordedAnswer("", right(q), None, q.prompt) for q in questions[:3]],
+    ):
+        with pytest.raises(AnswersMismatch, match=r"1 missing, first: 'popular/3'.*as in a file that was cut off"):
+            pope.answers_for(questions, rows)
+
+
+def test_a_set_that_is_misspelt_is_answered_with_all_names():
+    with pytest.raises(DataFormatError, match=r"^Coco is neither a folder nor one of the sets coco, coco-2910, aokvqa"):
+        pope_sets.read_set("Coco")
+
+
 def test_a_part_of_a_split_is_shown_as_missing():
     questions = small()
     rows = [RecordedAnswer("", right(q), q.image, q.prompt) for q in questions]
