@@ -177,11 +177,11 @@ def main() -> None:
     """Runs the command."""
     given = _arguments()
     with exit_on_error(), tempfile.TemporaryDirectory() as folder:
-        from llava_ohd.training.measuring import write_result
-
         for name in ("images", "repetitions", "one_by_one", "batch_size", "length", "threads"):
             value = getattr(given, name)
             require(value is None or value >= 1, name, value, "at least 1")
+        from llava_ohd.training.measuring import write_result
+
         measured = _measure(given, Path(folder))
         summary = _summary(given, measured)
         table = _table(given, measured, summary)
