@@ -9,7 +9,7 @@ are "Yes" and the end.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,17 @@ from llava_ohd.llava15.ways import GEOMETRIES, Geometry
 from llava_ohd.records import Question
 from llava_ohd.training.measuring import CPU_ATTENTION
 
-__all__ = ["WAYS", "Cost", "Stage", "count_flops", "differing", "floor_flops", "timed_answers", "write_images"]
+__all__ = [
+    "WAYS",
+    "Cost",
+    "Stage",
+    "count_flops",
+    "differing",
+    "floor_flops",
+    "spread",
+    "timed_answers",
+    "write_images",
+]
 
 WAYS = ("one by one", "padded", "ours")
 _SPREAD = 0.06  # of the random weights: three times the usual, so that answers depend on image and question
@@ -60,7 +70,7 @@ class Stage:
     """Model, tokenizer and images.
 
     Args:
-        geometry: A name in `GEOMETRIES`.
+        geometry: A name in `GEOMETRIES`; the vocabulary is that of the tokenizer.
         tokenizer: Folder of a Llama tokenizer.
         images: Folder of the images.
         batch_size: Questions per forward pass, of ours and of the padded way.
@@ -72,7 +82,8 @@ class Stage:
         self, geometry: str, tokenizer: Path, images: Path, batch_size: int, device: str = "cpu", bf16: bool = False
     ) -> None:
         torch.manual_seed(0)
-        self.geometry: Geometry = GEOMETRIES[geometry]
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.geometry: Geometry = replace(GEOMETRIES[geometry], words=len(self.tokenizer))
         config: Any = self.geometry.config()
         config.text_config.initializer_range = _SPREAD
         dtype = torch.bfloat16 if bf16 else torch.float32
@@ -80,7 +91,6 @@ class Stage:
             model: Any = LlavaForConditionalGeneration(config)
         self.model: Any = model.to(dtype).eval()
         self.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: (given[0].clamp(min=0),))
-        self.tokenizer = load_tokenizer(tokenizer)
         size = self.geometry.image
         processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
         self.pixels, self.batch_size = Pixels(images, processor, True, None), batch_size
@@ -95,6 +105,13 @@ class Stage:
         size = 1 if way == "one by one" else self.batch_size
         given = (self.model, self.tokenizer, pixels, self.patches, questions, length, size)
         return {answer.question_id: answer.text for answer in plain_answers(*given)}
+
+
+def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
+    """Returns so many of the questions, at even distances; all where there are no more, or `count` is None."""
+    if count is None or count >= len(questions):
+        return list(questions)
+    return [questions[place * len(questions) // count] for place in range(count)]
 
 
 def timed_answers(stage: Stage, way: str, questions: Sequence[Question], length: int) -> tuple[Cost, dict[str, str]]:
