@@ -34,7 +34,8 @@ def parse() -> argparse.Namespace:
     add("--images", type=Path, help="folder of the images of --instances")
     add("--single", type=Path, help="folder of one picture per category, below --images or absolute")
     add("--caption_file", type=Path, help="COCO captions, or JSON Lines with image and caption")
-    add("--captions", choices=("list", "bare", "articles"), help="how objects are named (default: list; --data: bare)")
+    named = "how objects are named (default: list; --data: bare, TOC articles, as published)"
+    add("--captions", choices=("list", "bare", "articles"), help=named)
     add("--pictures", type=int, default=240, help="pictures for matching, for each number of objects")
     add("--text_captions", type=int, default=12_000, help="captions of TOR and TOC, for each number of objects, about")
     add("--absent", type=int, help="absent objects per picture in scenarios 1 and 2 (default: all, as published)")
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
     given = parser.parse_args()
     given.own_data = given.data != parser.get_default("data") or given.images is not None
     given.form = given.captions or ("bare" if given.own_data else "list")
+    given.probe_form = given.captions or ("articles" if given.own_data else "list")
     if not given.own_data and given.caption_file is None:
         given.caption_file = world / "annotations" / "captions_train.json"
         given.instances = given.instances or world / "annotations" / "instances_train.json"

@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.evals.dense_items import WordItem
+from llava_ohd.evals.dense_items import WordItem, rich_hf_words
 from llava_ohd.records import Metric
 
 __all__ = [
@@ -24,13 +24,12 @@ __all__ = [
     "average_precision",
     "f_clip_score",
     "is_hit",
+    "is_word",
     "pearson",
     "score",
     "seetrue_entailment",
     "spearman",
 ]
-
-_MARKS = '.,!"?;: '
 
 Entailment = Callable[[str, str], tuple[float, float]]
 """From premise and hypothesis to the logits of contradiction and entailment."""
@@ -52,8 +51,13 @@ class Judged:
 
     def flagged(self, threshold: float) -> list[tuple[int, str, float]]:
         """Returns place, word and score of the words below a threshold, without those that are punctuation alone."""
-        words = [(word, score) for word, score in self.words if word.strip(_MARKS)]
+        words = [(word, score) for word, score in self.words if is_word(word)]
         return [(place, word, score) for place, (word, score) in enumerate(words) if score < threshold]
+
+
+def is_word(text: str) -> bool:
+    """Says whether a piece of a caption has a letter or a digit; punctuation alone is never wrong, nor counted."""
+    return any(character.isalnum() for character in text)
 
 
 def score(name: str, judged: Sequence[Judged], threshold: float) -> list[Metric]:
@@ -194,12 +198,24 @@ def seetrue_entailment(judged: Sequence[Judged], threshold: float, entailment: E
 def _words(judged: Sequence[Judged], threshold: float) -> list[Metric]:
     hits = flagged = gold = 0
     for one in judged:
-        found = {f"{place}_{word.strip(_MARKS)}" for place, word, _ in one.flagged(threshold)}
+        found = _as_labelled(one, threshold)
         hits, flagged, gold = hits + len(found & {*one.item.wrong}), flagged + len(found), gold + len(one.item.wrong)
     precision, recall = hits / flagged if flagged else 0.0, hits / gold if gold else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     numbers = {"precision": (precision, flagged), "recall": (recall, gold), "f1": (f1, gold)}
     return [Metric(name, value, n, "higher") for name, (value, n) in numbers.items()]
+
+
+def _as_labelled(one: Judged, threshold: float) -> set[str]:
+    """Returns what is flagged as Rich-HF names it: "16:9" is one word here and two there, and flags both."""
+    words = list(rich_hf_words(one.item.caption))
+    found, at = set(), 0
+    for text, score in one.words:
+        begin = one.item.caption.index(text, at)
+        at = begin + len(text)
+        if is_word(text) and score < threshold:
+            found |= {f"{i}_{word}" for i, (word, start, end) in enumerate(words) if start < at and begin < end}
+    return found
 
 
 def _agreement(judged: Sequence[Judged], threshold: float) -> list[Metric]:

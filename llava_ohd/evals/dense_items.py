@@ -22,7 +22,7 @@ from typing import Any
 from llava_ohd.errors import DataFormatError
 from llava_ohd.files import read_json, read_jsonl
 
-__all__ = ["SETS", "WordItem", "read_items"]
+__all__ = ["SETS", "WordItem", "read_items", "rich_hf_words"]
 
 SETS = ("foil", "nocaps-foil", "hat", "seetrue", "rich-hf")
 
@@ -103,7 +103,8 @@ def _foil(content: Mapping[str, Any]) -> Rows:
     images = {image["id"]: image["file_name"] for image in content["images"]}
     for row in content["annotations"]:
         wrong = (row["foil_word"],) if row["foil"] else ()
-        name = str(row.get("foil_id", row["id"])) if row["foil"] else str(row["id"])
+        # ids of foils and of originals are counted apart, and may be equal
+        name = f"{row['id']}/foil/{row.get('foil_id', '')}" if row["foil"] else str(row["id"])
         yield WordItem(name, str(row["id"]), images[row["image_id"]], row["caption"], not row["foil"], wrong)
 
 
@@ -137,7 +138,7 @@ def _seetrue(content: list[Any]) -> Rows:
 
 def _rich_hf(content: list[Any]) -> Rows:
     for number, row in enumerate(content):
-        words = rich_hf_words(row["prompt"])
+        words = [word for word, _, _ in rich_hf_words(row["prompt"])]
         if len(words) != len(row["labels"]):
             raise ValueError(f"a label for each of {len(words)} words (row {number})")
         wrong = tuple(
@@ -146,6 +147,6 @@ def _rich_hf(content: list[Any]) -> Rows:
         yield WordItem(str(number), "", str(row["image"]), row["prompt"], not wrong, wrong, score=float(row["score"]))
 
 
-def rich_hf_words(prompt: str) -> list[str]:
-    """Returns the words of a prompt as Rich-HF labels them: split at blanks and , . ? ! " : ;"""
-    return re.sub(r'[,.?!":;]', " ", prompt).split()
+def rich_hf_words(prompt: str) -> list[tuple[str, int, int]]:
+    """Returns the words of a prompt as Rich-HF labels them, split at blanks and , . ? ! " : ; with start and end."""
+    return [(found.group(), *found.span()) for found in re.finditer(r'[^\s,.?!":;]+', prompt)]

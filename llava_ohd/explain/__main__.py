@@ -100,6 +100,7 @@ def _one(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> Non
 
 def _many(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> None:
     from llava_ohd.evals.chair_data import open_set, read_captions
+    from llava_ohd.evals.dense import is_word
     from llava_ohd.explain.captions import crosscheck, explain_captions
     from llava_ohd.files import write_jsonl
 
@@ -110,7 +111,7 @@ def _many(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> No
         )
     found = explain_captions(encoder, captions, given.images, config, given.by)
     write_jsonl(given.out / "words.jsonl", [one.record() for one in found])
-    words = [word for one in found for _, part in one.parts for word in part.words]
+    words = [word for one in found for _, part in one.parts for word in part.words if is_word(word.text)]
     wrong = sum(len(part.wrong) for one in found for _, part in one.parts)
     print(f"{len(found)} captions, {len(words)} words, {wrong} do not fit (threshold {config.threshold:g})")
     if unread := sum(word.score is None for word in words):

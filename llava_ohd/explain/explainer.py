@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from llava_ohd.errors import OptionError
+from llava_ohd.evals.dense import is_word
 from llava_ohd.explain.attribution import VARIANTS, Attribution, attribute
 from llava_ohd.explain.scores import clip_score, f_clip_score
 from llava_ohd.explain.words import TEMPLATE, Text, prepare
@@ -83,13 +84,14 @@ class Explanation:
 
     @property
     def scores(self) -> list[float]:
-        """The scores there are, in the order of the words."""
-        return [word.score for word in self.words if word.score is not None]
+        """The scores there are, in the order of the words, those of punctuation left out."""
+        return [word.score for word in self.words if word.score is not None and is_word(word.text)]
 
     @property
     def wrong(self) -> tuple[ScoredWord, ...]:
-        """The words that do not fit."""
-        return tuple(word for word in self.words if word.score is not None and word.score < self.threshold)
+        """The words that do not fit; punctuation alone is no word."""
+        read = (word for word in self.words if word.score is not None and is_word(word.text))
+        return tuple(word for word in read if word.score is not None and word.score < self.threshold)
 
     @property
     def clip_score(self) -> float:

@@ -21,7 +21,7 @@ _LONGEST = 28  # characters of a word in it
 
 def terminal(found: Explanation, colour: bool) -> str:
     """Returns a line per word, its score in units of 1e-5 and a bar, and a last line with the caption's scores."""
-    largest = max((abs(score) for score in found.scores), default=1.0) or 1.0
+    largest, wrong = _largest(found), set(found.wrong)
     width = max(len(word.text) for word in found.words)
     lines = []
     for word in found.words:
@@ -29,7 +29,7 @@ def terminal(found: Explanation, colour: bool) -> str:
             lines.append(f"{word.text:{width}}    not read: beyond the encoder's length")
             continue
         bar = ("-" if word.score < 0 else "+") * round(20 * abs(word.score) / largest)
-        flag = "  does not fit" if word.score < found.threshold else ""
+        flag = "  does not fit" if word in wrong else ""
         begin, end = (_RED if word.score < 0 else _GREEN, _END) if colour else ("", "")
         lines.append(f"{begin}{word.text:{width}} {word.score * 1e5:+9.2f}  {bar}{flag}{end}")
     return "\n".join([*lines, summary(found)])
@@ -82,8 +82,8 @@ def write_html(rows: Sequence[tuple[Path, Explanation]], path: Path) -> None:
     """Writes a page that needs no other file: for each PNG its caption, words coloured by their score."""
     parts = []
     for picture, found in rows:
-        largest = max((abs(score) for score in found.scores), default=1.0) or 1.0
-        spans = " ".join(_span(word, largest, found.threshold) for word in found.words)
+        largest, wrong = _largest(found), set(found.wrong)
+        spans = " ".join(_span(word, largest, word in wrong) for word in found.words)
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append(f'<p>{spans}</p><p><small>{summary(found)}</small></p><img src="data:image/png;base64,{data}">')
     head = '<!doctype html><meta charset="utf-8"><title>Word by word</title>'
@@ -91,11 +91,16 @@ def write_html(rows: Sequence[tuple[Path, Explanation]], path: Path) -> None:
     write_text(path, "\n".join([head, style, *parts, ""]))
 
 
-def _span(word: ScoredWord, largest: float, threshold: float) -> str:
+def _largest(found: Explanation) -> float:
+    """Returns the largest score of either sign, punctuation included, which is drawn, too."""
+    return max((abs(word.score) for word in found.words if word.score is not None), default=1.0) or 1.0
+
+
+def _span(word: ScoredWord, largest: float, wrong: bool) -> str:
     if word.score is None:
         return f'<span style="color:#888" title="not read">{html.escape(word.text)}</span>'
     colour = "178,24,43" if word.score < 0 else "33,102,172"
-    line = ";text-decoration:underline" if word.score < threshold else ""
+    line = ";text-decoration:underline" if wrong else ""
     style = f"background:rgba({colour},{0.6 * abs(word.score) / largest:.2f}){line}"
     return f'<span style="{style}" title="{word.score * 1e5:+.2f}e-5">{html.escape(word.text)}</span>'
 

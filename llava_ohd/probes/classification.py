@@ -15,7 +15,7 @@ until the loss hardly moves, so that both are seen.
 Source: clip-oscope/clip-oscope@59f5a52; arXiv 2502.19842
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,7 +91,12 @@ class Classification:
 
 
 def classify(
-    features: Tensor, labels: Tensor, classes: int, positions: Sequence[str], config: ProbeConfig
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    positions: Sequence[str],
+    config: ProbeConfig,
+    items: Sequence[Hashable] | None = None,
 ) -> Classification:
     """Trains a linear layer per position and tests it.
 
@@ -101,6 +106,8 @@ def classify(
         classes: Number of classes.
         positions: P names.
         config: How.
+        items: Which independent item (set of objects) each row is of; None: each is one of its own. It says how wide
+            intervals are; the split is over rows, as published.
 
     Raises:
         DataFormatError: too few items for a split.
@@ -114,7 +121,8 @@ def classify(
     weight, bias = _fit(features[train], labels[train], classes, config, generator)
     with torch.no_grad():
         hits = _logits(features[test], weight, bias).argmax(-1) == labels[test]
-    accuracy = tuple(share_of(hits[:, place].tolist()) for place in range(labels.shape[1]))
+    tested = None if items is None else [items[row] for row in test.tolist()]
+    accuracy = tuple(share_of(hits[:, place].tolist(), tested) for place in range(labels.shape[1]))
     return Classification(tuple(positions), accuracy, 1 / classes, n_train)
 
 
@@ -154,13 +162,14 @@ def text_classification(
     """TOC: the object at each place of a caption of `count` objects, read off its embedding.
 
     Every set is there in several orders, so that no place is told by the set. The orders are those of `object_orders`.
+    The split is over captions, so that most sets that are tested on were learnt from in other orders.
 
     Raises:
         OptionError: an impossible number, or another form.
     """
-    orders, _ = object_orders(len(classes), count, most, seed)
+    orders, sets = object_orders(len(classes), count, most, seed)
     captions = [name_together([classes[index] for index in row], form) for row in orders]
-    return classify(encode(captions), torch.tensor(orders), len(classes), ordinals(count), config)
+    return classify(encode(captions), torch.tensor(orders), len(classes), ordinals(count), config, sets)
 
 
 def picture_classification(

@@ -19,6 +19,7 @@ class ProbesConfig:
 
     Attributes:
         form: How objects are named, of `sentences.FORMS`.
+        probe_form: The same in TOC.
         captions: Captions of TOR and TOC for each number of objects, about.
         pictures: Pictures for image-text matching for each number of objects, drawn from all layouts alike.
         absent: Absent objects per picture in the published scenarios; None: all.
@@ -27,6 +28,7 @@ class ProbesConfig:
     """
 
     form: str = "list"
+    probe_form: str = "list"
     captions: int = 12_000
     pictures: int = 240
     absent: int | None = None

@@ -1,11 +1,12 @@
 """One encoder on one set: results.json, all estimates in details.json, all trials in trials.jsonl, tables, pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llava_ohd import tower
-from llava_ohd.errors import DataFormatError, OptionError
+from llava_ohd.errors import DataFormatError, EncoderNotFound, OptionError
 from llava_ohd.files import read_json, write_json, write_jsonl
 from llava_ohd.home import from_home
 from llava_ohd.probes.caption_positions import LargestPosition, largest_position, read_areas, read_texts
@@ -15,9 +16,9 @@ from llava_ohd.probes.pictures import ObjectSet, read_set
 from llava_ohd.probes.rows import Row, as_metrics, as_record, rows
 from llava_ohd.probes.run import run
 from llava_ohd.probes.tables import as_table
-from llava_ohd.results import write_results
+from llava_ohd.results import differences, read_results, versions, write_results
 
-__all__ = ["Evaluation", "evaluate", "read_rows"]
+__all__ = ["Evaluation", "check_digest", "evaluate", "read_rows"]
 
 RULE = "ComCO's probes with balanced orders (arXiv 2502.19842; clip-oscope/clip-oscope@59f5a52)"
 
@@ -34,6 +35,7 @@ class Evaluation:
         single: Folder of one picture per category, or None.
         caption_file: Captions in which the largest object is looked for, or None.
         form: How objects are named.
+        probe_form: The same in TOC.
         pictures: Pictures for matching, for each number of objects.
         text_captions: Captions of TOR and TOC, for each number of objects.
         absent: Absent objects per picture in the published scenarios; None: all.
@@ -50,6 +52,7 @@ class Evaluation:
     single: Path | None
     caption_file: Path | None
     form: str
+    probe_form: str
     pictures: int
     text_captions: int
     absent: int | None
@@ -69,14 +72,17 @@ def evaluate(asked: Evaluation) -> str:
         LlavaOhdError: an encoder, data or an option that cannot be used; nothing is written then.
     """
     encoder = tower.check(tower.resolve(asked.encoder))
-    others = {name: found for folder in asked.beside for name, found in [read_rows(folder)]}
+    config = ProbesConfig(
+        asked.form, asked.probe_form, asked.text_captions, asked.pictures, asked.absent, seed=asked.seed
+    )
+    terms = _terms(asked, config)
+    others = {name: found for folder in asked.beside for name, found in [_beside(folder, terms)]}
     if asked.encoder in others:
         raise OptionError(
             f"--beside has results of {asked.encoder}, which is measured now; give those of other encoders"
         )
     given = _pictures(asked)
     written, largest = _captions(asked)
-    config = ProbesConfig(asked.form, asked.text_captions, asked.pictures, asked.absent, seed=asked.seed)
     found = run(encoder.path, given, config, written, largest)
     own = rows(found)
     write_json(asked.out / "details.json", _details(asked.encoder, found, own))
@@ -85,15 +91,54 @@ def evaluate(asked: Evaluation) -> str:
         asked.out / "results.json",
         as_metrics(own),
         evaluation="multi_object",
-        rule=RULE,
-        data_set=from_home(asked.images or asked.data),
+        rule=terms["rule"],
+        data_set=terms["set"],
         n=sum(len(layout.pictures) for layout in given.layouts),
         encoder={"name": asked.encoder, "digest": encoder.digest},
-        settings={**asdict(config), "interval": "Wilson or Student, 95 %"},
+        settings=terms["settings"],
     )
     both = {**others, asked.encoder: own}
     _draw(both, asked.out)
     return as_table(both)
+
+
+def _terms(asked: Evaluation, config: ProbesConfig) -> dict[str, Any]:
+    """Returns what two encoders' results must agree in."""
+    captions = asked.caption_file and from_home(asked.caption_file)
+    settings = {**asdict(config), "caption_file": captions, "interval": "Wilson or Student, 95 %"}
+    return {
+        "rule": RULE, "set": from_home(asked.images or asked.data), "settings": settings, "versions": versions()
+    }  # fmt: skip
+
+
+def _beside(folder: Path, terms: dict[str, Any]) -> tuple[str, list[Row]]:
+    """Reads others' results, which must be of the same terms, and of the encoder that bears their name today."""
+    name, found = read_rows(folder)
+    record = read_results(folder / "results.json")
+    if unlike := differences({key: record.get(key) for key in terms}, terms):
+        raise DataFormatError(
+            f"{folder} cannot stand beside: {'; '.join(unlike)}. Measure {name} again in the same way"
+        )
+    check_digest(folder, record, name)
+    return name, found
+
+
+def check_digest(folder: Path, record: Mapping[str, Any], name: str) -> None:
+    """Refuses results of another encoder than the one that bears the name today; a name that is gone proves nothing.
+
+    Raises:
+        DataFormatError: the digests differ.
+    """
+    try:
+        today = tower.check(tower.resolve(name)).digest
+    except EncoderNotFound:
+        return
+    measured = (record.get("encoder") or {}).get("digest")
+    if measured != today:
+        raise DataFormatError(
+            f"{folder} was measured on an encoder of digest {str(measured)[:12]}, {name} is {today[:12]} today; "
+            "measure it again"
+        )
 
 
 def read_rows(folder: Path) -> tuple[str, list[Row]]:

@@ -25,7 +25,7 @@ from llava_ohd.errors import DataFormatError
 from llava_ohd.ohd_caps.lexicon import Lexicon
 from llava_ohd.probes.estimates import Estimate, share_of
 from llava_ohd.probes.pictures import Picture
-from llava_ohd.probes.sentences import name_alone, name_together, object_orders
+from llava_ohd.probes.sentences import as_text, name_alone, name_together, object_orders
 
 __all__ = [
     "Encode",
@@ -149,12 +149,12 @@ def written_retrieval(
     Raises:
         DataFormatError: no caption names exactly so many.
     """
-    lexicon = Lexicon(classes)
+    lexicon = Lexicon([as_text(name) for name in classes])
     found = {text: named_in_order(text, lexicon) for text in captions}
     kept = {text: names for text, names in found.items() if len(names) == count}
     if not kept:
         raise DataFormatError(f"none of {len(found)} captions names exactly {count} of the {len(classes)} classes")
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {as_text(name): number for number, name in enumerate(classes)}
     present = torch.tensor([[numbers[name] for name in names] for names in kept.values()])
     alone = encode([name_alone(name, form) for name in classes])
     return retrieve(encode(list(kept)) @ alone.T, present, ordinals(count), list(kept), classes)

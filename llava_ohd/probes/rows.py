@@ -108,15 +108,16 @@ def _probes(found: Diagnostics) -> Iterator[Row]:
 
 
 def _by_size(section: str, layouts: Mapping[str, Classification], large: Mapping[str, str]) -> Iterator[Row]:
-    """Pools the slots of all layouts with the same number of objects into large and small ones."""
-    sizes: dict[tuple[int, str], list[Estimate]] = {}
+    """Pools slots into large and small ones: those of a layout are of the same pictures, layouts of different ones."""
+    sizes: dict[tuple[int, str], dict[str, list[Estimate]]] = {}
     for name, one in layouts.items():
         for slot, estimate in zip(one.positions, one.accuracy, strict=True):
             size = "large" if slot == large[name] else "small"
-            sizes.setdefault((len(one.positions), size), []).append(estimate)
+            sizes.setdefault((len(one.positions), size), {}).setdefault(name, []).append(estimate)
     chance = next((one.chance for one in layouts.values()), None)
     for (count, size), parts in sorted(sizes.items()):
-        yield Row(section, _objects(count), size, pooled(parts, same_items=False), chance)
+        layered = [pooled(slots, same_items=True) for slots in parts.values()]
+        yield Row(section, _objects(count), size, pooled(layered, same_items=False), chance)
 
 
 def _attention(found: Diagnostics) -> Iterator[Row]:

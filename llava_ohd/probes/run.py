@@ -27,7 +27,7 @@ from llava_ohd.probes.diagnostics import Diagnostics, Matching, ProbesConfig
 from llava_ohd.probes.matching import Trial, captions_of, crossed, judge, scenario, shares, shares_by_object
 from llava_ohd.probes.pictures import Layout, ObjectSet, Picture
 from llava_ohd.probes.retrieval import Encode, Retrieval, picture_retrieval, text_retrieval, written_retrieval
-from llava_ohd.probes.sentences import name_alone
+from llava_ohd.probes.sentences import as_text, name_alone
 from llava_ohd.progress import track
 
 __all__ = ["run"]
@@ -143,7 +143,7 @@ def _written(
 def _text_probes(
     encoder: _Encoder, given: ObjectSet, counts: Sequence[int], config: ProbesConfig, trained: ProbeConfig
 ) -> dict[int, Classification]:
-    asked = (config.form, config.captions, trained, config.seed)
+    asked = (config.probe_form, config.captions, trained, config.seed)
     return {n: text_classification(encoder.read, given.classes, n, *asked) for n in track(counts, "probing captions")}
 
 
@@ -186,7 +186,7 @@ def _match(
     captions = captions_of(trials)
     for name in config.scorers:
         read = read_captions(
-            encoder.model, encoder.tokenizer, captions, make_scorer(name, [word.lower() for word in classes])
+            encoder.model, encoder.tokenizer, captions, make_scorer(name, [as_text(word).lower() for word in classes])
         )
         won = judge(trials, encoder.seen, read)
         pairs = [(trial, hit) for trial, hit in zip(trials, won, strict=True) if trial.cell.design == "crossed"]

@@ -15,13 +15,18 @@ from math import perm
 from llava_ohd.errors import OptionError
 from llava_ohd.ohd_caps.grammar import enumerate_phrases, with_article
 
-__all__ = ["FORMS", "name_alone", "name_together", "object_orders"]
+__all__ = ["FORMS", "as_text", "name_alone", "name_together", "object_orders"]
 
 FORMS = {
     "list": "a ball, a cup and a key (what the mini CLIP of the embedded world was trained on)",
     "bare": "ball and cup and key (ComCO)",
     "articles": "a ball and a cup and a key (ComCO's text classification)",
 }
+
+
+def as_text(name: str) -> str:
+    """Returns a class as a caption names it: names of files have `_` where captions have a blank."""
+    return name.replace("_", " ")
 
 
 def name_together(names: Sequence[str], form: str) -> str:
@@ -34,6 +39,7 @@ def name_together(names: Sequence[str], form: str) -> str:
     Raises:
         OptionError: another form.
     """
+    names = [as_text(name) for name in names]
     if form == "bare":
         return " and ".join(names)
     phrases = [with_article(name) for name in names]

@@ -2,29 +2,27 @@
 
 import html
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import spearmanr
-
 from llava_ohd import tower
 from llava_ohd.clip.embedding import Images
 from llava_ohd.errors import DataFormatError
 from llava_ohd.evals.dense import is_hit
-from llava_ohd.evals.pope import object_of
-from llava_ohd.files import read_json, read_jsonl, write_json, write_text
+from llava_ohd.files import read_jsonl, write_json, write_text
 from llava_ohd.probes.attention import attention_maps
+from llava_ohd.probes.estimates import wilson
 from llava_ohd.probes.evaluate import read_rows
 from llava_ohd.probes.figures import draw
 from llava_ohd.probes.tables import as_table
-from llava_ohd.report import benchmarks
+from llava_ohd.report.diagnostics_by_object import correlations, hallucinated, of_encoders, scatter
+from llava_ohd.report.diagnostics_terms import read_alike
 from llava_ohd.report.gallery import embedded
 
-__all__ = ["Sources", "correlations", "diagnose", "write"]
+__all__ = ["Sources", "diagnose", "write"]
 
 _SECTIONS = ("tor", "ior", "i2t", "density", "crossed", "mitigation")
 _EXAMPLES, _DRIFT_IMAGES, _MAPS = 6, 64, 4
@@ -54,30 +52,35 @@ def diagnose(sources: Sources) -> dict[str, Any]:
 
     Returns:
         `names`, `missing` (one sentence each), and where their results are: `table` (Markdown), `pictures` (SVG by
-        section), `attention` (maps), `dense` (metrics of both), `words` (examples), `drift` (lines), `correlations`.
+        section), `attention` (maps), `dense` (metrics of both), `words` (examples), `drift` (lines), `correlations` and
+        their `scatter` (SVG).
 
     Raises:
-        DataFormatError: there is nothing, or a file is of another evaluation.
+        DataFormatError: there is nothing, a file is of another evaluation, the two encoders were not measured on the
+            same terms, or results are of another encoder than the one that bears the name today.
     """
     record: dict[str, Any] = {"names": list(sources.names), "missing": []}
     for name, part in (("multi_object", _objects), ("dense", _words)):
-        absent = [folder for folder in sources.folders if not (folder / name / "results.json").is_file()]
-        if absent:
-            which = sources.names[sources.folders.index(absent[0])]
-            record["missing"].append(f"{absent[0] / name}; run: python eval/{name}.py --encoder {which}")
+        results = read_alike(sources.names, sources.folders, name)
+        if isinstance(results, str):
+            record["missing"].append(results)
         else:
-            record |= part(sources)
+            record |= part(sources, results)
     if len(record["missing"]) == 2:
         raise DataFormatError("there is nothing to show. " + " ".join(record["missing"]))
     record["drift"] = _drift(sources)
-    record["correlations"] = correlations(*_by_object(sources))
+    probes = of_encoders(sources.folders)
+    said, missing = hallucinated(sources.names, sources.folders, sources.data)
+    record["missing"] += missing
+    record["correlations"] = correlations(probes, said)
+    record["scatter"] = scatter(probes, said)
     return record
 
 
 # --- several objects
 
 
-def _objects(sources: Sources) -> dict[str, Any]:
+def _objects(sources: Sources, _: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = (read_rows(folder / "multi_object")[1] for folder in sources.folders)
     encoders = dict(zip(sources.names, found, strict=True))
     with tempfile.TemporaryDirectory() as folder:
@@ -114,15 +117,11 @@ def _attention(sources: Sources) -> list[dict[str, Any]]:
 # --- words
 
 
-def _words(sources: Sources) -> dict[str, Any]:
-    records = [read_json(folder / "dense/results.json") for folder in sources.folders]
-    if records[0]["set"] != records[1]["set"] or records[0]["settings"]["set"] != records[1]["settings"]["set"]:
-        raise DataFormatError(
-            f"eval/dense.py was run on {records[0]['set']!r} and {records[1]['set']!r}; measure both on one set"
-        )
+def _words(sources: Sources, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     stock, ours = ({row["id"]: row for row in read_jsonl(folder / "dense/words.jsonl")} for folder in sources.folders)
+    images = len({row["image"] for row in ours.values() if row["wrong"]})
     metrics = {
-        name: [one["metrics"][name]["value"] for one in records]
+        name: [_with_interval(name, one["metrics"][name], images) for one in records]
         for name in records[0]["metrics"]
         if name in records[1]["metrics"]
     }
@@ -136,6 +135,15 @@ def _words(sources: Sources) -> dict[str, Any]:
         for kind, found in kinds.items()
     }
     return {"dense": metrics, "words": examples, "counts": {kind: len(found) for kind, found in kinds.items()}}
+
+
+def _with_interval(name: str, metric: Mapping[str, Any], images: int) -> dict[str, float | None]:
+    """Returns a value, and Wilson's interval where it is a share of foils; foils of one image are not independent."""
+    low: float | None = None
+    high: float | None = None
+    if name.removeprefix("mean_image/").startswith("localisation") and not name.endswith("chance") and metric["n"]:
+        low, high = wilson(metric["value"], min(metric["n"], images))
+    return {"value": metric["value"], "low": low, "high": high}
 
 
 def _hit(row: Mapping[str, Any]) -> bool:
@@ -167,91 +175,6 @@ def _drift(sources: Sources) -> list[str]:
     return list(tower.compare(stock, ours, images=found or None).lines())
 
 
-Numbers = dict[str, dict[str, float]]
-
-
-def _by_object(sources: Sources) -> tuple[Numbers, Numbers]:
-    """Returns by object what changed in the encoder, and what changed in the LLaVA: ours minus stock."""
-    return _matching(sources) | _localised(sources), _hallucinated(sources)
-
-
-def _matching(sources: Sources) -> Numbers:
-    sides: list[dict[str, float]] = []
-    for folder in sources.folders:
-        file = folder / "multi_object/details.json"
-        if not file.is_file():
-            return {}
-        whole = next(one for one in read_json(file)["probes"]["matching"] if one["scorer"] == "whole")
-        sides.append({row["object"]: row["value"] for row in whole["by_object"] if row["size"] == "small"})
-    return {"exchange of it, small, is noticed": _change(*sides)}
-
-
-def _localised(sources: Sources) -> Numbers:
-    sides = []
-    for folder in sources.folders:
-        file = folder / "dense/words.jsonl"
-        if not file.is_file():
-            return {}
-        hits: dict[str, list[bool]] = defaultdict(list)
-        for row in read_jsonl(file):
-            if row["wrong"]:
-                hits[row["wrong"][0]].append(_hit(row))
-        sides.append({name: sum(found) / len(found) for name, found in hits.items()})
-    return {"it is the lowest word where it is wrong": _change(*sides)}
-
-
-def _hallucinated(sources: Sources) -> Numbers:
-    truth = benchmarks.read_truth(sources.data, "test")
-    found: Numbers = {}
-    for name, read in (("pope", benchmarks.read_pope), ("chair", benchmarks.read_chair)):
-        if not all((folder / name / "results.json").is_file() for folder in sources.folders):
-            continue
-        chances = _chances(name, truth)
-        sides = []
-        for folder in sources.folders:
-            counts: dict[str, int] = dict.fromkeys(chances, 0)
-            for names in read(folder / name, truth).invented.values():
-                for one in names & chances.keys():
-                    counts[one] += 1
-            sides.append({one: counts[one] / chances[one] for one in chances})
-        found[f"{name.upper()}: share of images without it in which it is hallucinated"] = _change(*sides)
-    return found
-
-
-def _chances(name: str, truth: benchmarks.Truth) -> dict[str, int]:
-    """Returns by object in how many images without it a hallucination could have been counted."""
-    if name == "pope":
-        asked = {(q.image, object_of(q.prompt)) for q in truth.questions or () if q.label == "no"}
-        return {one: sum(name == one for _, name in asked) for one in {name for _, name in asked}}
-    objects = truth.objects or {}
-    everything = {name for names in objects.values() for name in names}
-    return {one: sum(one not in names for names in objects.values()) for one in everything}
-
-
-def _change(stock: Mapping[str, float], ours: Mapping[str, float]) -> dict[str, float]:
-    return {name: ours[name] - stock[name] for name in sorted(stock.keys() & ours.keys())}
-
-
-def correlations(probes: Numbers, hallucinations: Numbers) -> list[dict[str, Any]]:
-    """Correlates by rank what changed in the encoder with what changed in the LLaVA, over objects.
-
-    Returns:
-        Rows `encoder`, `llava`, `n` objects, `rho` and its two-sided `p`; both None where one does not vary or there
-        are fewer than 5 objects. No correction for the number of rows.
-    """
-    rows = []
-    for one, changed in probes.items():
-        for other, said in hallucinations.items():
-            names = sorted(changed.keys() & said.keys())
-            left, right = [changed[name] for name in names], [said[name] for name in names]
-            row: dict[str, Any] = {"encoder": one, "llava": other, "n": len(names), "rho": None, "p": None}
-            if len(names) >= 5 and len(set(left)) > 1 and len(set(right)) > 1:
-                found = spearmanr(left, right)
-                row |= {"rho": float(found.statistic), "p": float(found.pvalue)}
-            rows.append(row)
-    return rows
-
-
 # --- the page
 
 
@@ -275,6 +198,7 @@ def write(record: dict[str, Any], out: Path) -> None:
     text = files(__package__).joinpath("diagnostics.html").read_text(encoding="utf-8")
     tables = list(_cells(record.get("table", "")))
     page = environment.from_string(text).render(record=record, tables=tables)
-    numbers = {key: value for key, value in record.items() if key not in ("pictures", "attention", "words")}
+    shown = ("pictures", "attention", "words", "scatter")
+    numbers = {key: value for key, value in record.items() if key not in shown}
     write_json(out / "diagnostics.json", numbers)
     write_text(out / "diagnostics.html", page)

@@ -77,6 +77,15 @@ def test_rich_hf_by_place_and_word() -> None:
     assert found["spearman"] == pytest.approx(1.0)
 
 
+def test_rich_hf_labels_the_parts_of_what_is_glued_together() -> None:
+    """ "16:9" is one word of ours and two of theirs; what follows keeps their numbers."""
+    photo = judged("1", "a 16:9 photo of a tree", [0, 0, -0.5, 0, 0, 0], 0.5, wrong=("3_photo",), score=0.2)
+    both = judged("2", 'a 16:9 "big photo"', [0, -0.5, 0, 0], 0.5, wrong=("1_16", "2_9"), score=0.2)
+    twice = judged("3", "a tree a tree", [0, 0, 0, -0.5], 0.5, wrong=("3_tree",), score=0.2)
+    found = values("rich-hf", [photo, both, twice])
+    assert (found["precision"], found["recall"]) == (1.0, 1.0)
+
+
 def test_seetrue_asks_the_judge_for_each_flagged_caption() -> None:
     rows = [
         judged("1", "a blue cup", [0.0, -0.2, -0.4], 0.5, wrong=("x",), feedback="it is red"),

@@ -54,7 +54,15 @@ def test_foil_in_its_own_format(tmp_path: Path) -> None:
     name, [right, foil] = read_items(write(tmp_path / "foil.json", FOIL))
     assert name == "foil"
     assert (right.right, right.wrong, right.image, right.pair) == (True, (), "7.jpg", "1")
-    assert (foil.right, foil.wrong, foil.pair, foil.id) == (False, ("dog",), "1", "9")
+    assert (foil.right, foil.wrong, foil.pair, foil.id) == (False, ("dog",), "1", "1/foil/9")
+
+
+def test_a_foil_may_have_the_number_of_another_original(tmp_path: Path) -> None:
+    first, foil = FOIL["annotations"]
+    rows = [first, {**foil, "foil_id": 2}, {**first, "id": 2}, {**foil, "id": 2, "foil_id": 1}]
+    _, items = read_items(write(tmp_path / "foil.json", {**FOIL, "annotations": rows}))
+    assert len({item.id for item in items}) == 4
+    assert [item.pair for item in items] == ["1", "1", "2", "2"]
 
 
 def test_valse_keeps_rows_that_two_of_three_people_agree_on(tmp_path: Path) -> None:

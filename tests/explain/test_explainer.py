@@ -10,9 +10,12 @@ from llava_ohd import tower
 from llava_ohd.errors import DataFormatError, OptionError
 from llava_ohd.evals.chair_data import Caption
 from llava_ohd.evals.chair_words import Vocabulary
+from llava_ohd.evals.dense import Judged
+from llava_ohd.evals.dense_items import WordItem
 from llava_ohd.explain import attribution
 from llava_ohd.explain.captions import crosscheck, explain_captions
 from llava_ohd.explain.explainer import ExplainConfig, Explanation, ScoredWord, explain, threshold_at
+from llava_ohd.explain.page import terminal
 from llava_ohd.explain.scores import clip_score, f_clip_score, noun_clip_score, ref_clip_score
 from llava_ohd.explain.words import prepare
 
@@ -26,6 +29,8 @@ def test_scores_by_hand() -> None:
     assert f_clip_score(0.2, [-0.3, 0.5, -0.1, -0.01], -0.05) == pytest.approx(0.8 * -0.4)
     assert f_clip_score(0.2, [0.5], -0.05) == 0.0
     assert f_clip_score(0.2, [0.5, 0.3], None) == pytest.approx(0.8 * 0.3)
+    with pytest.raises(OptionError, match="RefCLIPScore of 0 references"):
+        ref_clip_score(0.3, [])
     assert noun_clip_score(0.3, [0.2, -0.1]) == pytest.approx((30 + 20 + 1e-7) / 3)
 
 
@@ -53,6 +58,19 @@ def test_what_does_not_fit() -> None:
     found = explanation(-0.2, None, 0.3, -0.1)
     assert [word.start for word in found.wrong] == [0]
     assert found.f_clip_score == pytest.approx(0.5 * -0.2)
+
+
+def test_punctuation_is_no_word_that_does_not_fit() -> None:
+    rows = (("a", 0.1), (",", -0.3), ("cup", -0.2), ("-", -0.4), (".", -0.4))
+    words = tuple(ScoredWord(text, 0, 0, score) for text, score in rows)
+    found = Explanation("a , cup - .", words, 0.5, -0.1)
+    assert [word.text for word in found.wrong] == ["cup"]
+    assert found.f_clip_score == pytest.approx(0.5 * -0.2)
+    judged = Judged(WordItem("1", "", "i.jpg", found.caption, True), rows, 0.5)
+    assert [word for _, word, _ in judged.flagged(-0.1)] == ["cup"]  # as eval/dense.py flags
+    assert threshold_at([found], 0.5) == 0.1  # of two words, not of five
+    shown = terminal(found, colour=False).splitlines()
+    assert [line.split()[0] for line in shown if "does not fit" in line] == ["cup"]
 
 
 def test_a_threshold_flags_the_share_of_right_words_that_is_asked_for() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llava_ohd.errors import DataFormatError
 from llava_ohd.probes.classification import ProbeConfig, classify, picture_classification, text_classification
+from llava_ohd.probes.estimates import wilson
 from llava_ohd.probes.pictures import Layout, Picture, Placed
 
 CLASSES = ("ball", "cup", "key", "star", "tree")
@@ -28,6 +29,21 @@ def test_a_caption_encoder_that_keeps_one_place(place: int) -> None:
     assert values[place] == 1.0
     # the others are another class for sure: no better than one of the four others
     assert max(value for index, value in enumerate(values) if index != place) < 0.6
+
+
+def test_intervals_of_captions_count_sets_not_orders() -> None:
+    """40 captions are tested, of fewer sets: orders of one set are not independent."""
+    features = torch.eye(5).repeat(80, 1)
+    labels = torch.arange(5).repeat(80)[:, None]
+    sets = [row // 20 for row in range(400)]
+    [found] = classify(features, labels, 5, ("1st",), ProbeConfig(), sets).accuracy
+    assert found.n == 60
+    assert found.independent <= 20
+    assert (found.low, found.high) == wilson(found.value or 0.0, found.independent)
+    classes = tuple("abcdefgh")
+    read = text_classification(lambda texts: torch.rand(len(texts), 4), classes, 3, most=100, config=QUICK)
+    assert read.accuracy[0].n == 14  # of 99 captions of 33 sets
+    assert read.accuracy[0].independent < 14
 
 
 def test_pictures_that_show_one_slot() -> None:

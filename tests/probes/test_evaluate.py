@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from llava_ohd.errors import DataFormatError
+from llava_ohd.probes.classification import Classification
 from llava_ohd.probes.estimates import Estimate, pooled, share_of, wilson
-from llava_ohd.probes.evaluate import read_rows
+from llava_ohd.probes.evaluate import check_digest, read_rows
 from llava_ohd.probes.figures import AXES
-from llava_ohd.probes.rows import SECTIONS
+from llava_ohd.probes.rows import SECTIONS, _by_size
 from llava_ohd.probes.tables import as_table
 from llava_ohd.world.multi_object import SceneSetConfig, write_scene_set
 
@@ -26,6 +28,18 @@ def test_wilson_and_pooling() -> None:
     parts = [share_of([1, 1, 0, 1]), share_of([0, 0])]
     assert pooled(parts, same_items=False) == Estimate(0.5, *wilson(0.5, 6), 6, 6)
     assert pooled(parts, same_items=True) == Estimate(0.5, *wilson(0.5, 4), 6, 4)
+
+
+def test_slots_of_one_layout_are_of_the_same_pictures() -> None:
+    """Two layouts of 40 pictures each, three slots: 80 pictures were asked, not 240."""
+
+    def read(accuracy: float) -> Classification:
+        hits = [1.0] * round(40 * accuracy) + [0.0] * round(40 * (1 - accuracy))
+        return Classification(("UL", "Middle", "BR"), (share_of(hits),) * 3, 0.2, 160)
+
+    large, small = _by_size("ioc", {"a": read(0.5), "b": read(1.0)}, {"a": "UL", "b": "Middle"})
+    assert (large.label, large.estimate) == ("large", Estimate(0.75, *wilson(0.75, 80), 80, 80))
+    assert (small.label, small.estimate) == ("small", Estimate(0.75, *wilson(0.75, 80), 160, 80))
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -69,11 +83,36 @@ def test_the_command(
     assert len(details["probes"]["attention_slots"]) == 14
     # beside others: their numbers unchanged; an encoder twice is refused
     (tmp_path / "out" / "details.json").write_text(json.dumps(details | {"encoder": "other"}))
-    _run(monkeypatch, "--encoder", tiny_encoder_dir, *small, "--beside", tmp_path / "out", "--out", tmp_path / "second")
+    beside = ("--beside", tmp_path / "out")
+    _run(monkeypatch, "--encoder", tiny_encoder_dir, *small, *captions, *beside, "--out", tmp_path / "second")
     assert f"| other | {tiny_encoder_dir} |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        _run(monkeypatch, "--encoder", tiny_encoder_dir, *small, "--beside", tmp_path / "second", "--out", tmp_path)
+        _run(
+            monkeypatch,
+            "--encoder",
+            tiny_encoder_dir,
+            *small,
+            *captions,
+            "--beside",
+            tmp_path / "second",
+            "--out",
+            "no",
+        )
     assert "which is measured now; give those of other encoders" in capsys.readouterr().err
+    # nor do others stand beside that were measured otherwise, or on an encoder that no longer bears their name
+    for more, message in (
+        (("--pictures", 3), "cannot stand beside: settings was"),
+        (("--data", tmp_path / "second_set"), "cannot stand beside: set was"),
+    ):
+        with pytest.raises(SystemExit):
+            _run(
+                monkeypatch, "--encoder", tiny_encoder_dir, *small, *captions, *more, *beside, "--out", tmp_path / "no"
+            )
+        assert message in capsys.readouterr().err
+    check_digest(tmp_path, results, str(tiny_encoder_dir))
+    check_digest(tmp_path, results, "gone")
+    with pytest.raises(DataFormatError, match=r"measured on an encoder of digest 00, .* today; measure it again"):
+        check_digest(tmp_path, {"encoder": {"digest": "00"}}, str(tiny_encoder_dir))
 
 
 def test_what_is_missing_is_said(
@@ -88,3 +127,14 @@ def test_what_is_missing_is_said(
             _run(monkeypatch, "--encoder", tiny_encoder_dir, *arguments, "--out", tmp_path / "out")
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_linear_probes_read_the_published_captions_on_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, forms in (
+        (["--data", "set"], ("bare", "articles")),
+        ([], ("list", "list")),
+        (["--data", "set", "--captions", "bare"], ("bare", "bare")),
+    ):
+        monkeypatch.setattr(sys, "argv", ["multi_object.py", *arguments])
+        given = runpy.run_path(str(ROOT / "eval/multi_object.py"), run_name="eval")["parse"]()
+        assert (given.form, given.probe_form) == forms

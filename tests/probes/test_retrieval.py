@@ -113,6 +113,7 @@ def test_forms_of_captions() -> None:
     assert name_together(names, "bare") == "ball and umbrella and key"
     assert name_together(names, "articles") == "a ball and an umbrella and a key"
     assert name_together(names, "list") == "a ball, an umbrella and a key"
+    assert name_together(("tennis_racket", "orange"), "list") == "a tennis racket and an orange"
     with pytest.raises(OptionError, match="--captions other: one of list, bare, articles"):
         name_together(names, "other")
 
@@ -136,6 +137,19 @@ def test_captions_that_people_wrote() -> None:
     assert found.highest[0].n == 2  # different captions with two classes
     with pytest.raises(DataFormatError, match="none of 1 captions names exactly 3 of the 8 classes"):
         written_retrieval(_encoder(lambda n: [1.0] * n), ["a ball"], CLASSES, 3)
+
+
+def test_classes_with_an_underscore_are_found_as_they_are_written() -> None:
+    asked: list[str] = []
+
+    def encode(captions: Sequence[str]) -> Tensor:
+        asked.extend(captions)
+        return torch.tensor([[float("racket" in text), float("cup" in text)] for text in captions])
+
+    captions = ["a cup behind two tennis rackets", "a tennis racket"]
+    found = written_retrieval(encode, captions, ["cup", "tennis_racket"], 2, "bare")
+    assert found.complete.n == 1
+    assert asked == ["cup", "tennis racket", "a cup behind two tennis rackets"]
 
 
 def test_pictures_by_size_and_by_slot() -> None:
