@@ -69,8 +69,9 @@ def main() -> None:
         scored = pope.evaluate(questions, rows, given.set, given.rule, given.all_rules, given.partial)
         source |= {"data_set": given.set if given.set in pope_sets.SETS else from_home(folder), "evaluation": "pope"}
         source |= {"settings": {"prefix": given.prefix} | asked, "rule": str(pope.RULES[given.rule])}
+        source["details"] = {"notes": scored.notes} if scored.notes else {}
         if given.answers:
-            source["details"] = {"answers": keep(out / "answers.jsonl", scored.rows(questions), given.answers)}
+            source["details"]["answers"] = keep(out / "answers.jsonl", scored.rows(questions), given.answers)
         write_results(out / "results.json", scored.metrics, n=len(scored.answers), complete=scored.complete, **source)
         print(f"POPE, {', '.join(map(str, given.answers or [given.encoder]))}, {given.set}, rule {given.rule}")
         print(scored)

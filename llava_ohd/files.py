@@ -259,6 +259,10 @@ def _why_not_json(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)  # a number of thousands of digits
 
 
+def _cut_off(text: str, last: str) -> str:
+    return "" if text.rstrip().endswith(last) else f"; the file does not end with {last}, it may have been cut off"
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -282,7 +286,7 @@ def read_jsonl(path: Path, *, unique_keys: bool = False) -> list[dict[str, Any]]
         try:
             rows = json.loads(text, object_pairs_hook=hook)
         except (ValueError, RecursionError) as error:
-            raise DataFormatError(f"{path} is not JSON: {_why_not_json(error)}") from None
+            raise DataFormatError(f"{path} is not JSON: {_why_not_json(error)}{_cut_off(text, ']')}") from None
     else:
         rows, lines = [], text.rstrip().split("\n")  # not splitlines: U+2028 may stand inside a string
         for number, line in enumerate(lines, 1):
@@ -322,7 +326,8 @@ def read_json_objects(path: Path) -> list[dict[str, Any]]:
             row, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataFormatError(f"{path} line {text.count(chr(10), 0, place) + 1} is not JSON: {why}") from None
+            line, torn = text.count("\n", 0, place) + 1, _cut_off(text, "}")
+            raise DataFormatError(f"{path} line {line} is not JSON: {why}{torn}") from None
         if not isinstance(row, dict):
             raise DataFormatError(f"{path} row {len(rows) + 1} is {type(row).__name__}; an object is expected")
         rows.append(row)

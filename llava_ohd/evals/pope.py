@@ -22,7 +22,7 @@ from llava_ohd.evals.answers import mismatch
 from llava_ohd.evals.pope_answers import SUFFIX, answers_for, bare, match
 from llava_ohd.evals.pope_questions import object_of
 from llava_ohd.evals.pope_sets import SETS, SPLITS, PopeQuestion, read_questions, read_set
-from llava_ohd.evals.yes_no import RULES, Confusion, Rule, confusion, strict, unread_line
+from llava_ohd.evals.yes_no import RULES, Confusion, Rule, confusion, misread_line, strict, unread_line
 from llava_ohd.evals.yes_no import official as says_yes
 from llava_ohd.records import Answer, Metric
 from llava_ohd.results import metric_line
@@ -131,6 +131,12 @@ class Scored:
         """Whether every question of every split is answered."""
         return all(part == whole for part, whole in self.answered.values())
 
+    @property
+    def notes(self) -> list[str]:
+        """What must be said aloud of the answers, if anything: that they are no yes or no, or read as another."""
+        unread, misread = unread_line(self.answers, strict), misread_line(self.answers, RULES[self.rule])
+        return [note for note in (unread and f"{unread}; {_made_of(self.rule)}", misread) if note]
+
     def rows(self, questions: Iterable[PopeQuestion]) -> list[dict[str, Any]]:
         """Returns the answers as rows of answers.jsonl, in the order of the questions."""
         return [
@@ -148,8 +154,7 @@ class Scored:
         hidden = r"by_.*|always_\w+/\w+/.*" if all(part for part, _ in self.answered.values()) else "by_.*"
         shown = [metric for metric in self.metrics if not re.fullmatch(hidden, metric.name)]
         own = [metric_line(metric, max(len(metric.name) for metric in shown)) for metric in shown]
-        unread = unread_line(self.answers, strict)
-        own += [f"  {unread}; {_made_of(self.rule)}"] if unread else []
+        own += [f"  {note}" for note in self.notes]
         return "\n".join([*lines, *own, *([_table(self.metrics, self.rule)] if self.all_rules else [])])
 
 

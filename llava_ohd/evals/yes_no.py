@@ -11,7 +11,18 @@ from typing import Literal
 from llava_ohd.evals.answers import short
 from llava_ohd.records import Metric
 
-__all__ = ["RULES", "Confusion", "Outcome", "Rule", "confusion", "first_word", "official", "strict", "unread_line"]
+__all__ = [
+    "RULES",
+    "Confusion",
+    "Outcome",
+    "Rule",
+    "confusion",
+    "first_word",
+    "misread_line",
+    "official",
+    "strict",
+    "unread_line",
+]
 
 Outcome = Literal["tp", "fp", "tn", "fn", "lost"]
 
@@ -208,9 +219,19 @@ def unread_line(
         read: From a text to its verdict, None for no verdict.
         kind: What such an answer is.
     """
-    unread = {name: text for name, text in answers.items() if read(text) is None}
-    if len(unread) <= _LOUD * len(answers):
+    return _loud("UNREAD", answers, lambda text: read(text) is None, kind)
+
+
+def misread_line(answers: Mapping[str, str], rule: Rule) -> str | None:
+    """Says loudly that a rule makes something else of plain answers, such as a yes of "NO"; None if of 5 % or less."""
+    kind = f"a plain yes or no that the rule {rule.name} does not read as such"
+    return _loud("MISREAD", answers, lambda text: strict(text) is not None and strict(text) != rule.read(text), kind)
+
+
+def _loud(mark: str, answers: Mapping[str, str], is_one: Callable[[str], bool], kind: str) -> str | None:
+    found = {name: text for name, text in answers.items() if is_one(text)}
+    if len(found) <= _LOUD * len(answers):
         return None
-    name, text = next(iter(unread.items()))
-    share = 100 * len(unread) / len(answers)
-    return f"UNREAD: {len(unread)} of {len(answers)} answers ({share:.1f} %) are {kind}, first: {name}: {short(text)}"
+    name, text = next(iter(found.items()))
+    share = 100 * len(found) / len(answers)
+    return f"{mark}: {len(found)} of {len(answers)} answers ({share:.1f} %) are {kind}, first: {name}: {short(text)}"

@@ -246,6 +246,17 @@ def test_what_is_said_beside_the_numbers(tmp_path):
     assert "asks for a computer in query_all.json" in note
 
 
+def test_a_file_that_was_cut_off(tmp_path):
+    file, items = tmp_path / "r.json", amber.read_items(folder(tmp_path / "data"))
+    file.write_text('[{"id": 2, "response": "No"}, {"id": 3, "resp')
+    with pytest.raises(DataFormatError, match=r"is not JSON.*; the file does not end with ., it may have been cut off"):
+        amber.read_responses(file, items)
+    file.write_text('[{"id": 2, "response": "No"} {"id": 3}]')
+    with pytest.raises(DataFormatError) as caught:
+        amber.read_responses(file, items)
+    assert "cut off" not in str(caught.value)
+
+
 def test_annotations_out_of_order_are_refused(tmp_path):
     data = folder(tmp_path / "data")
     rows = json.loads((data / "annotations.json").read_text())

@@ -172,6 +172,23 @@ def test_answers_that_are_no_yes_or_no_are_said_aloud(rule, meaning):
     assert "UNREAD" not in str(pope.evaluate(questions, answers, rule=rule))  # 5 % and no more
 
 
+def test_plain_answers_that_a_rule_reads_otherwise_are_said_aloud():
+    """ "NO" is a yes by the official rule: F1 66.7 in place of 100, and no answer is unparsed."""
+    questions = small()
+    said = {"yes": "Yes.", "no": "NO"}
+    answers = [Answer(question.id, said[question.label]) for question in questions]
+    notes = {rule: pope.evaluate(questions, answers, rule=rule).notes for rule in RULES}
+    kind = "are a plain yes or no that the rule {} does not read as such, first: random/{}: {!r}"
+    assert notes == {
+        "official": ["MISREAD: 2 of 4 answers (50.0 %) " + kind.format("official", 1, "NO")],
+        "strict": [],
+        "vlmevalkit": [],
+        "lmms-eval": ["MISREAD: 2 of 4 answers (50.0 %) " + kind.format("lmms-eval", 0, "Yes.")],
+        "repope": [],
+    }
+    assert f"  {notes['official'][0]}" in str(pope.evaluate(questions, answers)).splitlines()
+
+
 def ohd_rows(questions):
     """OHD-Caps' evaluate_llava: the question's row, the image with its folder, and the answer."""
     return [
