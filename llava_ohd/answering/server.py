@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from glob import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def refuse_others(path: Path, asked: Sequence[Question], run: str) -> None:
     if path.is_dir():
         raise OptionError(f"{path} is a folder; give a file as --out, such as {path / 'answers.jsonl'}")
     questions = {question.id: question for question in asked}
-    for file in (path, *path.parent.glob(f"{path.stem}.partial*{path.suffix}")):
+    for file in (path, *path.parent.glob(f"{escape(path.stem)}.partial*{path.suffix}")):
         lines = [line for line in file.read_bytes().split(b"\n") if line.strip()] if file.exists() else []
         if file != path:
             lines = [line for line in lines if _is_whole(line)]  # a kill may have torn the last one

@@ -143,7 +143,8 @@ OTHERS = [
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("answers.partial.jsonl", content) for content in OTHERS[:2]] + [("answers.jsonl", content) for content in OTHERS],
+    [(f"answers[1].partial{rank}.jsonl", content) for rank in ("", "-1") for content in OTHERS[:2]]
+    + [("answers[1].jsonl", content) for content in OTHERS],
 )
 def test_the_rows_of_others_are_never_overwritten(name: str, content: str, tmp_path: Path) -> None:
     write_images(tmp_path)
@@ -151,7 +152,7 @@ def test_the_rows_of_others_are_never_overwritten(name: str, content: str, tmp_p
     before = sorted(file.name for file in tmp_path.iterdir())
     server = EndpointConfig("http://127.0.0.1:9/v1", "llava", retries=0)
     with pytest.raises(OptionError, match=rf"{re.escape(name)} has 1 rows that are no answers.*give another --out"):
-        ask_server(server, tmp_path, 7, QUESTIONS, tmp_path / "answers.jsonl")
+        ask_server(server, tmp_path, 7, QUESTIONS, tmp_path / "answers[1].jsonl")
     assert (tmp_path / name).read_text() == content
     assert sorted(file.name for file in tmp_path.iterdir()) == before
 
