@@ -235,7 +235,7 @@ def _agreement(judged: Sequence[Judged], threshold: float) -> list[Metric]:
         return []
     given = [float(value) for value in people if value is not None]
     kinds = {"": [_thresholded(one, threshold) for one in judged], "clip_score/": [one.cosine for one in judged]}
-    found = {}
+    found: dict[str, float | None] = {}
     for name, scores in kinds.items():  # CLIPScore is what the paper's F-CLIPScore is held against
         found |= {f"{name}pearson": pearson(scores, given), f"{name}spearman": spearman(scores, given)}
     return [Metric(name, value, len(given), "higher") for name, value in found.items() if value is not None]
