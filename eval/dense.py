@@ -5,6 +5,7 @@ Rule:     each set's published protocol on float32 attributions (evals/dense.py)
           must be the foil word; HAT: the lowest span lies inside the wrong words; Rich-HF: flagged words by place.
 Metrics:  localisation, average precision (base_rate is what a constant reaches), pairwise: higher. mean_image/... is
           the same without the image: what the text tower alone says of the words.
+          Average precision is over all captions, and by domain; ref_clip_score where there are references.
 Quirks:   the published threshold of -5e-5 belongs to ViT-H/14; --flag SHARE finds one. A foil of several words cannot
           be hit: localisation_single_word leaves them out. SeeTRUE's judge (an NLI model) is given in Python only.
 Inputs:   --encoder ours|openai|NAME|PATH; --data a file of FOIL, nocaps-FOIL, HAT, SeeTRUE, Rich-HF with --images DIR
@@ -34,7 +35,7 @@ def parse() -> argparse.Namespace:
     add("--data", type=Path, help="file of a set (default: foils of the embedded world)")
     add("--images", type=Path, default=home() / "world/images", help="folder of its images")
     add("--layers", type=int, default=3, help="last layers of the text tower that are looked at")
-    add("--variant", default="clip4dm", help="clip4dm, relu or rollout")
+    add("--variant", default="clip4dm", help="clip4dm, relu, relu_mean or rollout")
     add("--template", help="stands before each caption (default: the paper's; in the embedded world nothing)")
     add("--threshold", type=float, default=-5e-5, help="words below it count as wrong (default: %(default)s)")
     add("--flag", type=float, metavar="SHARE", help="threshold under which this share of right captions' words lies")
@@ -77,6 +78,8 @@ def main() -> None:
         )
         print(f"dense misalignment, {name}, encoder {given.encoder}, {len(items):,} captions")
         print_metrics(found.metrics, width=34)
+        if given.flag is not None:
+            print(f"--threshold={found.threshold:.3e}: {given.flag:.0%} of the words of right captions lie below it")
         print(f"results: {out / 'results.json'}")
 
 

@@ -1,6 +1,7 @@
 """The flags of every eval that asks a model, and what they mean. No torch: scoring alone uses them, too."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ def add_flags(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     add("--batch_size", type=int, help="questions per forward pass, at most")
     add("--server", metavar="URL", help="ask a server of OpenAI's protocol instead, up to /v1 (docs/serving.md)")
     add("--server_model", help="with --server: the model as it is named there")
+    add(
+        "--server_sampling", type=json.loads, default={}, metavar="JSON", help="with --server: more fields of a request"
+    )
     add("--verify", type=int, default=0, metavar="N", help="also answer N one by one with transformers, and compare")
 
 
@@ -55,7 +59,7 @@ def settle_encoder(given: argparse.Namespace) -> None:
 
 
 def _check_server(given: argparse.Namespace) -> None:
-    if given.server_model is None or given.out is None:
+    if given.server_model is None or given.out is None or not isinstance(given.server_sampling, dict):
         raise OptionError("--server needs --server_model NAME, as the server names it, and a folder as --out")
     local = {"encoder": None, "model": None, "bits": 16, "batch_size": None, "verify": 0, "probabilities": False}
     idle = [f"--{name}" for name, default in local.items() if getattr(given, name, default) != default]
@@ -80,10 +84,10 @@ def ask_with(
     if given.server is not None:
         from llava_ohd.ohd_caps.endpoint import EndpointConfig
 
-        server = EndpointConfig(given.server, given.server_model)
+        server = EndpointConfig(given.server.rstrip("/"), given.server_model, given.server_sampling)
         place, answers = given.images or images, out / "answers.jsonl"
         who = ask_server(server, place, given.max_new_tokens, questions, answers, suffix)
-        return {"model": {"path": who["model"], "server": who["server"]}}
+        return {"model": {"path": who["model"], "server": who["server"], "sampling": given.server_sampling}}
     session = Session(
         given.encoder,
         given.model,

@@ -9,7 +9,6 @@ Quirks:  exact match cannot hit a foil of several words: 285 of nocaps-FOIL's 2,
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,19 +16,10 @@ from typing import Any
 
 from llava_ohd.errors import DataFormatError
 from llava_ohd.evals.dense_items import WordItem, rich_hf_words
+from llava_ohd.evals.dense_numbers import average_precision, f_clip_score, mean, pearson, ref_clip_score, spearman
 from llava_ohd.records import Metric
 
-__all__ = [
-    "Judged",
-    "average_precision",
-    "f_clip_score",
-    "is_hit",
-    "is_word",
-    "pearson",
-    "score",
-    "seetrue_entailment",
-    "spearman",
-]
+__all__ = ["Judged", "is_hit", "is_word", "score", "seetrue_entailment"]
 
 Entailment = Callable[[str, str], tuple[float, float]]
 """From premise and hypothesis to the logits of contradiction and entailment."""
@@ -43,11 +33,13 @@ class Judged:
         item: The caption.
         words: Its words with their scores, in order; words that were not read are left out.
         cosine: Of image and caption.
+        reference: The caption's largest cosine with a reference; None where there are none.
     """
 
     item: WordItem
     words: Sequence[tuple[str, float]]
     cosine: float
+    reference: float | None = None
 
     def flagged(self, threshold: float) -> list[tuple[int, str, float]]:
         """Returns place, word and score of the words below a threshold, without those that are punctuation alone."""
@@ -92,15 +84,35 @@ def _foil(judged: Sequence[Judged]) -> list[Metric]:
         *_localisation("localisation", foils),
         *_localisation("localisation_single_word", single),
         *(m for g in groups for m in _localisation(f"localisation/{g}", [o for o in foils if o.item.group == g])),
-        Metric("localisation_chance", _mean([1 / len(one.words) for one in foils]), len(foils), "none"),
+        Metric("localisation_chance", mean([1 / len(one.words) for one in foils]), len(foils), "none"),
     ]
-    kinds: dict[str, Callable[[Judged], float]] = {"clip_score": lambda one: one.cosine, "f_clip_score": _lowest}
-    for name, value in kinds.items():
-        labels = [one.item.right for one in judged]
-        scores = [value(one) for one in judged]
-        found.append(Metric(f"{name}/average_precision", average_precision(labels, scores), len(judged), "higher"))
-        found += _pairwise(name, judged, scores)
-    return [*found, Metric("base_rate", _mean([one.item.right for one in judged]), len(judged), "none")]
+    for name, value in ({"clip_score": _cosine, "f_clip_score": _lowest} | _with_references(judged)).items():
+        found.append(_precision(f"{name}/average_precision", judged, value))
+        for group in groups:
+            rows = [one for one in judged if one.item.group == group]
+            found.append(_precision(f"{name}/average_precision/{group}", rows, value))
+        found += _pairwise(name, judged, [value(one) for one in judged])
+    return [*found, Metric("base_rate", mean([one.item.right for one in judged]), len(judged), "none")]
+
+
+Value = Callable[[Judged], float]
+
+
+def _precision(name: str, judged: Sequence[Judged], value: Value) -> Metric:
+    """Average precision over all captions at once (not a mean over domains), right ones being the positive ones."""
+    labels, scores = [one.item.right for one in judged], [value(one) for one in judged]
+    return Metric(name, average_precision(labels, scores), len(judged), "higher")
+
+
+def _cosine(one: Judged) -> float:
+    return one.cosine
+
+
+def _with_references(judged: Sequence[Judged]) -> dict[str, Value]:
+    """Returns RefCLIPScore where every caption has a reference."""
+    if any(one.reference is None for one in judged):
+        return {}
+    return {"ref_clip_score": lambda one: ref_clip_score(one.cosine, [one.reference or 0.0])}
 
 
 def _lowest(one: Judged) -> float:
@@ -115,7 +127,7 @@ def is_hit(words: Sequence[Sequence[Any]], wrong: str) -> bool:
 
 def _localisation(name: str, foils: Sequence[Judged]) -> list[Metric]:
     hits = [is_hit(one.words, one.item.wrong[0]) for one in foils]
-    return [Metric(name, _mean(hits), len(hits), "higher")] if hits else []
+    return [Metric(name, mean(hits), len(hits), "higher")] if hits else []
 
 
 def _pairwise(name: str, judged: Sequence[Judged], scores: Sequence[float]) -> list[Metric]:
@@ -130,8 +142,8 @@ def _pairwise(name: str, judged: Sequence[Judged], scores: Sequence[float]) -> l
         return []
     wins, ties = [right > wrong for right, wrong in pairs], [right == wrong for right, wrong in pairs]
     return [
-        Metric(f"{name}/pairwise", _mean(wins), len(pairs), "higher"),
-        Metric(f"{name}/pairwise_ties", _mean(ties), len(pairs), "none"),
+        Metric(f"{name}/pairwise", mean(wins), len(pairs), "higher"),
+        Metric(f"{name}/pairwise_ties", mean(ties), len(pairs), "none"),
     ]
 
 
@@ -146,13 +158,12 @@ def _hat(judged: Sequence[Judged], threshold: float) -> list[Metric]:
         span = _worst_span(one, threshold)
         hits.append(bool(span) and span in gold)
     labels = [not one.item.right for one in judged]
-    found = [Metric("localisation", _mean(hits), len(hits), "higher")]
-    for name, values in (
-        ("clip_score", [-one.cosine for one in judged]),
-        ("f_clip_score", [-_thresholded(one, threshold) for one in judged]),
-    ):
+    found = [Metric("localisation", mean(hits), len(hits), "higher")]
+    kinds: dict[str, Value] = {"clip_score": _cosine, "f_clip_score": lambda one: _thresholded(one, threshold)}
+    for name, value in (kinds | _with_references(judged)).items():
+        values = [-value(one) for one in judged]
         found.append(Metric(f"{name}/average_precision", average_precision(labels, values), len(judged), "higher"))
-    return [*found, Metric("base_rate", _mean(labels), len(judged), "none")]
+    return [*found, Metric("base_rate", mean(labels), len(judged), "none")]
 
 
 def _thresholded(one: Judged, threshold: float) -> float:
@@ -165,7 +176,7 @@ def _spans(one: Judged, threshold: float) -> list[tuple[str, float]]:
     found = []
     for _, run in groupby(enumerate(flagged), key=lambda row: row[1][0] - row[0]):
         words = [row for _, row in run]
-        found.append((" ".join(word for _, word, _ in words), _mean([score for _, _, score in words])))
+        found.append((" ".join(word for _, word, _ in words), mean([score for _, _, score in words])))
     return found
 
 
@@ -189,7 +200,7 @@ def seetrue_entailment(judged: Sequence[Judged], threshold: float, entailment: E
         said = ", ".join(span for span, _ in _spans(one, threshold))
         against, for_it = entailment(one.item.feedback, said) if said else (0.0, -math.inf)
         values.append(1 / (1 + math.exp(min(against - for_it, 700.0))))
-    return Metric("entailment", _mean(values), len(values), "higher")
+    return Metric("entailment", mean(values), len(values), "higher")
 
 
 # --- Rich-HF
@@ -223,62 +234,8 @@ def _agreement(judged: Sequence[Judged], threshold: float) -> list[Metric]:
     if len(people) < 2 or any(value is None for value in people):
         return []
     given = [float(value) for value in people if value is not None]
-    ours = [_thresholded(one, threshold) for one in judged]
-    kinds = {"pearson": pearson(ours, given), "spearman": spearman(ours, given)}
-    return [Metric(name, value, len(given), "higher") for name, value in kinds.items() if value is not None]
-
-
-# --- numbers
-
-
-def f_clip_score(cosine: float, words: Sequence[float], threshold: float | None) -> float:
-    """Returns (1 - cosine) times the sum of the words below the threshold; 0 where there is none, else negative.
-
-    Args:
-        cosine: Of image and caption; below 0 it counts as 0.
-        words: Attributions of the words.
-        threshold: None: the lowest word stands for the sum, whatever its sign, as in the FOIL protocols.
-
-    Source: Nam et al., arXiv 2412.18404; naver-ai/clip4dm @ cb9e52d, main.py.
-    """
-    wrong = min(words) if threshold is None else sum(word for word in words if word < threshold)
-    return (1 - max(cosine, 0.0)) * wrong
-
-
-def average_precision(labels: Sequence[bool], scores: Sequence[float]) -> float:
-    """Returns the sum over thresholds of the gain in recall times precision; equal scores are one threshold.
-
-    Source: scikit-learn, `average_precision_score`.
-    """
-    positives, area, seen, hits = sum(labels), 0.0, 0, 0
-    if not positives:
-        return 0.0
-    rows = sorted(zip(scores, labels, strict=True), key=lambda row: -row[0])
-    for _, run in groupby(rows, key=lambda row: row[0]):
-        right = [label for _, label in run]
-        seen, before, hits = seen + len(right), hits, hits + sum(right)
-        area += (hits - before) / positives * hits / seen
-    return area
-
-
-def pearson(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Returns the linear correlation; None where one side does not vary."""
-    a, b = _mean(one), _mean(other)
-    spread = math.sqrt(sum((x - a) ** 2 for x in one) * sum((y - b) ** 2 for y in other))
-    return sum((x - a) * (y - b) for x, y in zip(one, other, strict=True)) / spread if spread else None
-
-
-def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Returns the correlation of ranks, equal values having the mean of their ranks."""
-    return pearson(_ranks(one), _ranks(other))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    places: dict[float, list[int]] = defaultdict(list)
-    for rank, value in enumerate(sorted(values)):
-        places[value].append(rank)
-    return [_mean(places[value]) for value in values]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    kinds = {"": [_thresholded(one, threshold) for one in judged], "clip_score/": [one.cosine for one in judged]}
+    found: dict[str, float | None] = {}
+    for name, scores in kinds.items():  # CLIPScore is what the paper's F-CLIPScore is held against
+        found |= {f"{name}pearson": pearson(scores, given), f"{name}spearman": spearman(scores, given)}
+    return [Metric(name, value, len(given), "higher") for name, value in found.items() if value is not None]

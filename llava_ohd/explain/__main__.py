@@ -9,7 +9,8 @@ Command: python -m llava_ohd.explain photo.jpg "a cup of coke" --encoder ours
 Cost:    a second beside loading; 500 captions of the embedded world a few seconds.
 
 A score is the word's share in the cosine of image and caption (CLIP4DM, arXiv 2412.18404): below zero it speaks against
-the image. The threshold is the paper's for ViT-H/14; other encoders have other scales (docs/diagnostics.md).
+the image. The default threshold is the paper's for ViT-H/14; on an encoder of another scale a note says how to find
+one (docs/diagnostics.md).
 """
 
 import argparse
@@ -20,8 +21,9 @@ from pathlib import Path
 from llava_ohd import tower
 from llava_ohd.command_line import require, require_between
 from llava_ohd.errors import DataFormatError, exit_on_error
-from llava_ohd.explain.explainer import THRESHOLD, ExplainConfig
+from llava_ohd.explain.explainer import THRESHOLD, ExplainConfig, is_published_scale
 from llava_ohd.explain.words import TEMPLATE
+from llava_ohd.files import read_json
 from llava_ohd.training.launch import quiet
 
 
@@ -39,9 +41,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--encoder", default="ours", help="name or folder of the encoder (default: ours)")
     add("--by", choices=("sentence", "caption"), default="sentence", help="what is read at once, with --captions")
     add("--layers", type=int, default=3, help="last layers of the text tower that are looked at")
-    add("--variant", default="clip4dm", help="clip4dm, relu or rollout")
+    add("--variant", default="clip4dm", help="clip4dm, relu, relu_mean or rollout")
     add("--template", default=TEMPLATE, help="stands before the caption and is not scored (default: %(default)r)")
-    add("--threshold", type=float, default=THRESHOLD, help="words below it do not fit (default: %(default)s)")
+    add("--threshold", type=float, help=f"words below it do not fit (default: ={THRESHOLD}, of ViT-H/14)")
     add("--cut", action="store_true", help="leave words beyond the encoder's length without score")
     add("--out", type=Path, metavar="DIR", help="folder for what is written")
     given = parser.parse_args(arguments)
@@ -71,12 +73,18 @@ def main(arguments: list[str] | None = None) -> None:
     quiet()
     with exit_on_error():
         _check(given)
-        config = ExplainConfig(given.layers, given.variant, given.template, given.threshold, given.cut)
+        threshold = THRESHOLD if given.threshold is None else given.threshold
+        config = ExplainConfig(given.layers, given.variant, given.template, threshold, given.cut)
         encoder = tower.check(tower.resolve(given.encoder)).path
         if given.captions:
             _many(given, encoder, config)
         else:
             _one(given, encoder, config)
+        if given.threshold is None and not is_published_scale(read_json(encoder / "config.json")):
+            print(
+                f"note: the threshold {THRESHOLD:g} was found for ViT-H/14, {given.encoder} has another scale. "
+                f"`python eval/dense.py --encoder {given.encoder} --flag 0.05` finds one; give it as --threshold=VALUE"
+            )
 
 
 def _one(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> None:

@@ -24,7 +24,7 @@ from llava_ohd.errors import OptionError
 
 __all__ = ["VARIANTS", "Attribution", "attribute"]
 
-VARIANTS = ("clip4dm", "relu", "rollout")
+VARIANTS = ("clip4dm", "relu", "relu_mean", "rollout")
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ def attribute(
         captions: Token ids, from start to end of text.
         images_BD: Image features, need not be unit vectors.
         layers: L, the last layers of the text tower that are looked at.
-        variant: `clip4dm` (signed); `relu`: only negative gradients count, -A * relu(-G); `rollout`: Chefer's, positive
-            products of the scaled logit, R = R + relu(G * A) R through the layers.
+        variant: `clip4dm` (signed); `relu`: only negative gradients count, -A * relu(-G); `relu_mean`: the same after
+            the mean over heads, -relu(-mean(G * A)), layer by layer (the paper's second ablation as we read its name);
+            `rollout`: Chefer's, positive products of the scaled logit, R = R + relu(G * A) R through the layers, so
+            that no score is below zero.
 
     Raises:
         OptionError: another variant, or more layers than the tower has.
@@ -122,7 +124,8 @@ def _of_the_end(
     total = torch.zeros_like(hidden_BN, dtype=torch.float32)
     for weights, gradient in zip(seen, gradients, strict=True):
         counted = -(-gradient).relu() if variant == "relu" else gradient
-        total += (weights.detach() * counted)[:, :, 0].mean(1)
+        of_layer = (weights.detach() * counted)[:, :, 0].mean(1)
+        total += -(-of_layer).relu() if variant == "relu_mean" else of_layer
     return total / layers, cosines.detach()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd import tower
-from llava_ohd.clip.embedding import Images, embed_images
+from llava_ohd.clip.embedding import Images, embed_captions, embed_images
 from llava_ohd.evals.dense import Judged, score
 from llava_ohd.evals.dense_items import WordItem
 from llava_ohd.explain.explainer import ExplainConfig, Explanation, explain, threshold_at
@@ -108,17 +108,35 @@ def evaluate(
         threshold = threshold_at([one for one, item in zip(found, items, strict=True) if item.right], flag)
         found = [replace(one, threshold=threshold) for one in found]
     blind = explain(model, tokenizer, seen.mean(0, keepdim=True), [(0, item.caption) for item in items], config)
-    judged, unseen = _judged(items, found), _judged(items, blind)
+    references = _references(model, tokenizer, items, config.template)
+    judged, unseen = _judged(items, found, references), _judged(items, blind, references)
     controls = [replace(one, name=f"mean_image/{one.name}", better="none") for one in score(name, unseen, threshold)]
     described = ("base_rate", "localisation_chance")
     metrics = [*score(name, judged, threshold), *(one for one in controls if not one.name.endswith(described))]
     return Findings(metrics, judged, found, threshold)
 
 
-def _judged(items: Sequence[WordItem], found: Sequence[Explanation]) -> list[Judged]:
+def _references(model: Any, tokenizer: Any, items: Sequence[WordItem], template: str) -> list[float | None]:
+    """Returns each caption's largest cosine with one of its references, both behind the template, as CLIPScore is."""
+    texts = [[item.caption, *item.references] for item in items if item.references]
+    if not texts:
+        return [None] * len(items)
+    vectors, which = embed_captions(model, tokenizer, [template + text for row in texts for text in row])
+    parts = iter(which.split([len(row) for row in texts]))
+    found: list[float | None] = []
+    for item in items:
+        own, *others = vectors[next(parts)] if item.references else (None,)
+        found.append(max(float(own @ other) for other in others) if others else None)
+    return found
+
+
+def _judged(
+    items: Sequence[WordItem], found: Sequence[Explanation], references: Sequence[float | None]
+) -> list[Judged]:
+    rows = zip(items, found, references, strict=True)
     return [
-        Judged(item, [(word.text, word.score) for word in one.words if word.score is not None], one.cosine)
-        for item, one in zip(items, found, strict=True)
+        Judged(item, [(word.text, word.score) for word in one.words if word.score is not None], one.cosine, reference)
+        for item, one, reference in rows
     ]
 
 

@@ -1,6 +1,6 @@
 """Captions of images, word by word: which words an encoder finds in the image, and which it does not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,28 @@ from llava_ohd.explain.scores import clip_score, f_clip_score
 from llava_ohd.explain.words import TEMPLATE, Text, prepare
 from llava_ohd.progress import track
 
-__all__ = ["THRESHOLD", "ExplainConfig", "Explanation", "ScoredWord", "explain", "threshold_at"]
+__all__ = [
+    "THRESHOLD",
+    "ExplainConfig",
+    "Explanation",
+    "ScoredWord",
+    "explain",
+    "is_published_scale",
+    "threshold_at",
+]
 
 THRESHOLD = -5e-5
+_PUBLISHED = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24}
+
+
+def is_published_scale(config: Mapping[str, Any]) -> bool:
+    """Says whether a text tower is of the geometry that `THRESHOLD` was found for, ViT-H/14's.
+
+    Args:
+        config: Of a CLIPModel, its config.json.
+    """
+    text = config.get("text_config") or {}
+    return all(text.get(key) == value for key, value in _PUBLISHED.items())
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,11 @@ def test_pope_of_a_server(
     url: str, questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ("--server", url, "--server_model", "llava", "--set", questions, "--images", questions)
+    asked += ("--server_sampling", '{"seed": 3}')
     run(monkeypatch, *asked, "--out", questions / "out")
     assert f"POPE, llava at {url}" in capsys.readouterr().out
     results = read_results(questions / "out/results.json")
-    assert results["model"] == {"path": "llava", "server": url}
+    assert results["model"] == {"path": "llava", "server": url, "sampling": {"seed": 3}}
     assert results["encoder"] is None
     assert results["metrics"]["random/yes_ratio"]["value"] == 1  # it says the colour, which is no "no"
     assert len((questions / "log").read_text().splitlines()) == 1  # one question under three splits

@@ -1,14 +1,16 @@
 """The published protocols on attributions made by hand."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from scipy import stats
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.evals.dense import Judged, average_precision, pearson, score, seetrue_entailment, spearman
+from llava_ohd.evals.dense import Judged, score, seetrue_entailment
 from llava_ohd.evals.dense_items import WordItem
+from llava_ohd.evals.dense_numbers import average_precision, pearson, ref_clip_score, spearman
 
 
 def judged(name: str, words: str, scores: list[float], cosine: float, *, pair: str = "", **more: Any) -> Judged:
@@ -44,6 +46,23 @@ def test_foil_by_the_lowest_word() -> None:
     assert found["base_rate"] == 0.5
 
 
+def test_average_precision_by_domain_and_with_references() -> None:
+    found = values("foil", FOILS)
+    # in: the original is first of two; out: the two tie in CLIPScore, not in F-CLIPScore
+    assert found["clip_score/average_precision/in"] == 1.0
+    assert found["clip_score/average_precision/out"] == 0.5
+    assert found["f_clip_score/average_precision/out"] == 1.0
+    assert not any("ref_clip_score" in name for name in found)
+    # 2.5 * .4 = 1 and 2/3 have the harmonic mean .8
+    cited = [replace(one, reference=near) for one, near in zip(FOILS, (2 / 3, 0.5, 0.7, 0.4), strict=True)]
+    scores = [ref_clip_score(one.cosine, [one.reference or 0.0]) for one in cited]
+    assert scores[0] == pytest.approx(0.8)
+    found = values("foil", cited)
+    assert found["ref_clip_score/average_precision"] == average_precision([True, False, True, False], scores)
+    assert found["ref_clip_score/pairwise"] == 1.0
+    assert not any("ref_clip_score" in name for name in values("foil", [*cited[:3], FOILS[3]]))
+
+
 def test_the_order_of_rows_does_not_matter() -> None:
     assert values("foil", FOILS[::-1]) == values("foil", FOILS)
 
@@ -75,6 +94,8 @@ def test_rich_hf_by_place_and_word() -> None:
     expected = [-0.5 * 0.5, -0.5, 0.0]
     assert found["pearson"] == pytest.approx(stats.pearsonr(expected, [0.2, 0.1, 0.9]).statistic)
     assert found["spearman"] == pytest.approx(1.0)
+    assert found["clip_score/pearson"] == pytest.approx(stats.pearsonr([0.5, 0.0, 0.5], [0.2, 0.1, 0.9]).statistic)
+    assert found["clip_score/spearman"] == pytest.approx(stats.spearmanr([0.5, 0.0, 0.5], [0.2, 0.1, 0.9]).statistic)
 
 
 def test_rich_hf_labels_the_parts_of_what_is_glued_together() -> None:

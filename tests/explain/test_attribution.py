@@ -46,7 +46,8 @@ def slowly(plain: Any, ids: list[int], image: torch.Tensor, layers: int, variant
         product = (gradient * attention)[0].detach()
         if variant == "relu":
             product = -(attention * (-gradient).clamp(min=0))[0].detach()
-        total += product.mean(0) / layers
+        mean = product.mean(0)
+        total += (mean.clamp(max=0) if variant == "relu_mean" else mean) / layers
         rollout = rollout + product.clamp(min=0).mean(0) @ rollout
     return (rollout if variant == "rollout" else total)[-1]
 

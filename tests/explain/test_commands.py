@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from llava_ohd import tower
+from llava_ohd.clip.embedding import embed_captions
+from llava_ohd.evals.dense_items import WordItem
 from llava_ohd.explain.__main__ import main
-from llava_ohd.explain.evaluate import world_foils
+from llava_ohd.explain.evaluate import _references, world_foils
+from llava_ohd.explain.explainer import is_published_scale
 from llava_ohd.ohd_caps.records import OhdRow
 from llava_ohd.world.kinds import KINDS
 
@@ -33,11 +37,23 @@ def test_one_caption(stock: Path, pictures: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[:6]] == ["a", "red", "ball", ",", "a", "tree"]
     assert "\033" not in done.stdout  # not a terminal
+    assert f"was found for ViT-H/14, {stock} has another scale" in done.stdout
     with Image.open(tmp_path / "out/explanation.png") as picture:
         assert picture.size[0] > 500
     page = (tmp_path / "out/explanation.html").read_text()
     assert page.count("<span") == 6
     assert "data:image/png;base64," in page
+
+
+def test_a_threshold_that_was_given_needs_no_note(stock: Path, pictures: Path) -> None:
+    said = StringIO()
+    with redirect_stdout(said):
+        main([str(pictures / "red.png"), "a cup", "--encoder", str(stock), "--template", "", "--threshold=-1e-3"])
+    assert "threshold -100" in said.getvalue()
+    assert "note:" not in said.getvalue()
+    published = {"text_config": {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24}}
+    assert is_published_scale(published)
+    assert not is_published_scale({"text_config": published["text_config"] | {"num_attention_heads": 12}})
 
 
 @pytest.mark.parametrize(
@@ -86,6 +102,19 @@ def test_foils_of_the_world_change_one_object_to_an_absent_one() -> None:
     assert len(changed) == 3
     assert items == world_foils(rows, KINDS, seed=1)
     assert items != world_foils(rows, KINDS, seed=2)
+
+
+def test_references_are_compared_behind_the_template(stock: Path) -> None:
+    model, tokenizer = tower.load(stock).eval(), tower.load_tokenizer(stock)
+    items = [
+        WordItem("1", "", "1.png", "a red ball", True, references=("a tree", "a red ball")),
+        WordItem("2", "", "1.png", "a cup", True),
+        WordItem("3", "", "1.png", "a star", True, references=("a blue key",)),
+    ]
+    same, none, other = _references(model, tokenizer, items, "a photo of ")
+    assert (same, none) == (pytest.approx(1.0, abs=1e-6), None)
+    (one, two), _ = embed_captions(model, tokenizer, ["a photo of a star", "a photo of a blue key"])
+    assert other == pytest.approx(float(one @ two), abs=1e-6)
 
 
 def test_dense_on_a_file(stock: Path, pictures: Path, tmp_path: Path) -> None:

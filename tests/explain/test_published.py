@@ -28,6 +28,11 @@ def test_coke_and_coffee(tmp_path: Path) -> None:
     for found, expected, score in ((coke, COKE, 0.5246), (coffee, COFFEE, 0.6885)):
         words = {word.text: word.score for word in found.words}
         assert words == pytest.approx(expected, abs=4.5e-5)
+        # that is more than the smallest of them: signs of those that it cannot turn, and the order, are held to as well
+        clear = {word: value for word, value in expected.items() if abs(value) > 4.5e-5}
+        assert {word: (words[word] or 0.0) > 0 for word in clear} == {word: value > 0 for word, value in clear.items()}
+        assert min(words, key=lambda word: words[word] or 0.0) == min(expected, key=expected.__getitem__)
+        assert max(words, key=lambda word: words[word] or 0.0) == max(expected, key=expected.__getitem__)
         assert found.clip_score == pytest.approx(score, abs=0.02)
     assert [word.text for word in coke.wrong] == ["coke"]
     assert coffee.wrong == ()

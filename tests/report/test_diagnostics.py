@@ -99,6 +99,12 @@ def _dense(folder: Path, encoder: dict[str, str], lowest: list[str], images: lis
     write_results(folder / "results.json", metrics, evaluation="dense", rule="r", data_set="s", n=len(rows), **terms)
 
 
+def _scenes(encoder: str, data: Path, out: Path) -> None:
+    much: dict[str, Any] = {"pictures": 8, "text_captions": 40, "absent": 1, "form": "list", "probe_form": "list"}
+    where: dict[str, Any] = {"instances": None, "images": None, "single": None, "caption_file": None, "beside": ()}
+    evaluate(Evaluation(encoder, data, seed=0, out=out, **much, **where))
+
+
 @pytest.fixture(scope="module")
 def measured(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Sources:
     """Results of all four evaluations for two encoders with the same weights; the LLaVAs are those of `demo`."""
@@ -106,13 +112,18 @@ def measured(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Sources:
     shutil.copytree(MINI_CLIP, root / "ours")
     names = (str(MINI_CLIP), str(root / "ours"))
     write_scene_set(root / "set", SceneSetConfig(rounds=1))
+    for layout in (path for path in (root / "set").glob("*Big") if not path.name.startswith("Four")):
+        shutil.rmtree(layout)
     images = [f"test/{number:06d}.png" for number in range(4)]
     folders = []
     for name, side, lowest in zip(names, ("stock", "ours"), (["cup"] * 3 + ["tree"], ["tree"] * 4), strict=True):
         folder, encoder = root / "eval" / side, {"name": name, "digest": tower.check(tower.resolve(name)).digest}
-        small: dict[str, Any] = {"pictures": 8, "text_captions": 40, "absent": 1, "form": "list", "probe_form": "list"}
-        where: dict[str, Any] = {"instances": None, "images": None, "single": None, "caption_file": None, "beside": ()}
-        evaluate(Evaluation(name, root / "set", seed=0, out=folder / "multi_object", **small, **where))
+        if side == "stock":
+            _scenes(name, root / "set", folder / "multi_object")
+        else:  # the same weights: the same numbers
+            shutil.copytree(folders[0] / "multi_object", folder / "multi_object")
+            details = read_json(folder / "multi_object/details.json")
+            write_json(folder / "multi_object/details.json", details | {"encoder": name})
         _dense(folder / "dense", encoder, lowest, images)
         for evaluation in ("pope", "chair"):
             shutil.copytree(demo.folders(side)[0] / evaluation, folder / evaluation)
