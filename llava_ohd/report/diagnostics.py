@@ -155,7 +155,7 @@ _DRAWN = {
         for name in ("clip_score", "ref_clip_score", "f_clip_score")
     ),
 }
-_AXES = {"localisation": "lowest word is the wrong one, % of foils", "scores": "average precision, %"}
+_AXES = {"localisation": "foils found, %", "scores": "average precision, %"}
 _REFERENCES = {"localisation": "localisation_chance", "scores": "base_rate"}
 
 
