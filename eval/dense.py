@@ -12,7 +12,7 @@ Inputs:   --encoder ours|openai|NAME|PATH; --data a file of FOIL, nocaps-FOIL, H
           (default: foils of the embedded world).
 Outputs:  OUT/results.json, OUT/words.jsonl (every caption with its words' scores).
 Command:  python eval/dense.py --encoder ours
-Cost:     seconds on the embedded world. Elsewhere mostly that of the images: see eval/pairs.py.
+Cost:     8 seconds of processor time on the embedded world. Elsewhere mostly that of the images: see eval/pairs.py.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> None:
             settings=vars(config) | {"set": name, "threshold": found.threshold, "flag": given.flag},
         )
         print(f"dense misalignment, {name}, encoder {given.encoder}, {len(items):,} captions")
-        print_metrics(found.metrics, width=34)
+        print_metrics(found.metrics, width=46)
         if given.flag is not None:
             print(f"--threshold={found.threshold:.3e}: {given.flag:.0%} of the words of right captions lie below it")
         print(f"results: {out / 'results.json'}")

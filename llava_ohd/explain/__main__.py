@@ -3,7 +3,7 @@
 Inputs:  IMAGE and "caption"; or --captions FILE (JSON Lines with image and caption or text, such as answers.jsonl of
          eval/chair.py) with --images DIR.
 Outputs: the words with their scores; with --out a PNG and a page (explanation.png, explanation.html). Of a file:
-         OUT/words.jsonl, and with --chair what CHAIR says of the same words.
+         OUT/words.jsonl, and with --chair what CHAIR says of the same words, and OUT/chair.svg.
 Command: python -m llava_ohd.explain photo.jpg "a cup of coke" --encoder ours
          python -m llava_ohd.explain --captions runs/eval/ours/chair/answers.jsonl --images runs/world/images --out DIR
 Cost:    a second beside loading; 500 captions of the embedded world a few seconds.
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.threshold is None and not is_published_scale(read_json(encoder / "config.json")):
             print(
                 f"note: the threshold {THRESHOLD:g} was found for ViT-H/14, {given.encoder} has another scale. "
-                f"`python eval/dense.py --encoder {given.encoder} --flag 0.05` finds one; give it as --threshold=VALUE"
+                f"`python eval/dense.py --encoder {given.encoder} --flag 0.05 --out DIR` finds one; give it as --threshold=VALUE"
             )
 
 
@@ -110,6 +110,7 @@ def _many(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> No
     from llava_ohd.evals.chair_data import open_set, read_captions
     from llava_ohd.evals.dense import is_word
     from llava_ohd.explain.captions import crosscheck, explain_captions
+    from llava_ohd.explain.page import draw_mentions
     from llava_ohd.files import write_jsonl
 
     captions = read_captions(given.captions)
@@ -132,6 +133,8 @@ def _many(given: argparse.Namespace, encoder: Path, config: ExplainConfig) -> No
             f"CHAIR (rule exact): {check.mentions} objects mentioned, {check.hallucinated} hallucinated; chance that a "
             f"hallucinated one scores lower than a true one: {area}"
         )
+        if all(check.scores):
+            draw_mentions(*check.scores, given.out / "chair.svg")
     print(f"results: {given.out / 'words.jsonl'}")
 
 

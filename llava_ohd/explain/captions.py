@@ -104,11 +104,13 @@ class Crosscheck:
         hallucinated: Those that the image does not have.
         area: Chance that a hallucinated mention scores lower than a true one, ties half; 0.5 says nothing. None where
             one of the two kinds is missing.
+        scores: Of the hallucinated mentions, and of the true ones: the lowest word of each.
     """
 
     mentions: int
     hallucinated: int
     area: float | None
+    scores: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
 
 def crosscheck(
@@ -135,4 +137,4 @@ def crosscheck(
     wrong, right = scores[False], scores[True]
     wins = sum(1.0 if low < high else 0.5 * (low == high) for low, high in product(wrong, right))
     area = wins / (len(wrong) * len(right)) if wrong and right else None
-    return Crosscheck(len(wrong) + len(right), len(wrong), area)
+    return Crosscheck(len(wrong) + len(right), len(wrong), area, (tuple(wrong), tuple(right)))

@@ -12,7 +12,7 @@ from torch import Tensor, tensor
 from llava_ohd.explain.explainer import Explanation, ScoredWord
 from llava_ohd.files import atomic_path, write_text
 
-__all__ = ["draw", "seen_image", "summary", "terminal", "write_html"]
+__all__ = ["draw", "draw_mentions", "seen_image", "summary", "terminal", "write_html"]
 
 _RED, _GREEN, _END = "\033[31m", "\033[32m", "\033[0m"
 _ROWS = 24  # words in a picture of the usual height
@@ -76,6 +76,26 @@ def draw(image: Image.Image, found: Explanation, relevance: Tensor, path: Path) 
     words.set_xlabel("attribution (1e-5); dotted: threshold", fontsize=8)
     with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=110)
+
+
+def draw_mentions(hallucinated: Sequence[float], true: Sequence[float], path: Path) -> None:
+    """Writes an SVG: how the scores of hallucinated and of true mentions are spread; what they share cannot be told."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3), layout="constrained")
+    axes = figure.subplots()
+    every = [1e5 * score for score in (*hallucinated, *true)]
+    bins = [min(every) + (max(every) - min(every)) * step / 40 for step in range(41)]
+    for scores, colour, label in ((true, "#2166ac", "true"), (hallucinated, "#b2182b", "hallucinated")):
+        shares = [100 / len(scores)] * len(scores)
+        name = f"{label} ({len(scores):,} mentions)"
+        axes.hist([1e5 * score for score in scores], bins, weights=shares, color=colour, alpha=0.55, label=name)
+    axes.set_xlabel("attribution of the mentioned object, lowest word (1e-5)")
+    axes.set_ylabel("mentions of its kind, %")
+    axes.legend(frameon=False, fontsize=8)
+    with atomic_path(path) as part, rc_context({"svg.fonttype": "none", "svg.hashsalt": "llava_ohd"}):
+        figure.savefig(part, format="svg", facecolor="white", metadata={"Date": None})
 
 
 def write_html(rows: Sequence[tuple[Path, Explanation]], path: Path) -> None:

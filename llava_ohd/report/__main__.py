@@ -2,7 +2,8 @@
 
 Inputs:  the results of eval/multi_object.py, eval/dense.py, eval/pope.py, eval/chair.py for two encoders, in the home
          folder or below --ours and --stock; what is missing is said on the page, with the command that makes it.
-Outputs: OUT/diagnostics.html (one file, nothing is loaded from elsewhere), OUT/diagnostics.json (its numbers).
+Outputs: OUT/diagnostics.html (one file, nothing is loaded from elsewhere), diagnostics.json (its numbers),
+         by_object.svg, localisation.svg, scores.svg.
 Command: python -m llava_ohd.report --diagnostics --out runs/diagnostics
 Cost:    seconds; the drift of 64 images and the attention of 4 are computed here.
 """

@@ -20,6 +20,7 @@ from llava_ohd.probes.figures import draw
 from llava_ohd.probes.tables import as_table
 from llava_ohd.report.diagnostics_by_object import correlations, hallucinated, of_encoders, scatter
 from llava_ohd.report.diagnostics_terms import read_alike
+from llava_ohd.report.figures import Panel, Point, compared
 from llava_ohd.report.gallery import embedded
 
 __all__ = ["Sources", "diagnose", "write"]
@@ -146,6 +147,32 @@ def _with_interval(name: str, metric: Mapping[str, Any], images: int) -> dict[st
     return {"value": metric["value"], "low": low, "high": high}
 
 
+_DRAWN = {
+    "localisation": ("localisation", "mean_image/localisation"),
+    "scores": tuple(
+        f"{before}{name}/average_precision"
+        for before in ("", "mean_image/")
+        for name in ("clip_score", "ref_clip_score", "f_clip_score")
+    ),
+}
+_AXES = {"localisation": "foils found, %", "scores": "average precision, %"}
+_REFERENCES = {"localisation": "localisation_chance", "scores": "base_rate"}
+
+
+def _draw_words(record: Mapping[str, Any], out: Path) -> None:
+    """Writes localisation.svg and scores.svg, dotted what is reached by chance."""
+    for picture, metrics in _DRAWN.items():
+        known = {name: record["dense"][name] for name in metrics if name in record["dense"]}
+        if not known:
+            continue
+        series = {
+            encoder: [Point(name.removesuffix("/average_precision"), **values[side]) for name, values in known.items()]
+            for side, encoder in enumerate(record["names"])
+        }
+        chance = record["dense"].get(_REFERENCES[picture], [{"value": None}])[0]["value"]
+        compared([Panel("", series, chance)], _AXES[picture], out / f"{picture}.svg")
+
+
 def _hit(row: Mapping[str, Any]) -> bool:
     return is_hit(row["words"], row["wrong"][0])
 
@@ -190,7 +217,7 @@ def _cells(markdown: str) -> Iterator[tuple[str, list[list[str]]]]:
 
 
 def write(record: dict[str, Any], out: Path) -> None:
-    """Writes diagnostics.json and diagnostics.html, which needs no other file."""
+    """Writes diagnostics.json, diagnostics.html, which needs no other file, and pictures for documents."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -202,3 +229,7 @@ def write(record: dict[str, Any], out: Path) -> None:
     numbers = {key: value for key, value in record.items() if key not in shown}
     write_json(out / "diagnostics.json", numbers)
     write_text(out / "diagnostics.html", page)
+    if record["scatter"]:
+        write_text(out / "by_object.svg", record["scatter"])
+    if "dense" in record:
+        _draw_words(record, out)

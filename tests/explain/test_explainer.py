@@ -15,7 +15,7 @@ from llava_ohd.evals.dense_items import WordItem
 from llava_ohd.explain import attribution
 from llava_ohd.explain.captions import crosscheck, explain_captions
 from llava_ohd.explain.explainer import ExplainConfig, Explanation, ScoredWord, explain, threshold_at
-from llava_ohd.explain.page import terminal
+from llava_ohd.explain.page import draw_mentions, terminal
 from llava_ohd.explain.scores import clip_score, f_clip_score, noun_clip_score, ref_clip_score
 from llava_ohd.explain.words import prepare
 
@@ -116,6 +116,13 @@ def test_long_captions_are_read_sentence_by_sentence(stock: Path, pictures: Path
     assert cut.lowest(at, at + 4) is None
 
 
+def test_a_picture_of_mentions_counts_both_kinds(tmp_path: Path) -> None:
+    draw_mentions([-2e-5, -1e-5], [1e-5, 2e-5, 3e-5], tmp_path / "chair.svg")
+    picture = (tmp_path / "chair.svg").read_text()
+    for text in ("hallucinated (2 mentions)", "true (3 mentions)", "lowest word (1e-5)", "mentions of its kind, %"):
+        assert text in picture
+
+
 def test_words_against_chair(stock: Path, pictures: Path) -> None:
     """Of two mentions, one true and one hallucinated, the area is 1 or 0, as the scores of the two words are."""
     vocabulary = Vocabulary({("ball",): "ball", ("tree",): "tree", ("star",): "star"}, 1)
@@ -127,6 +134,7 @@ def test_words_against_chair(stock: Path, pictures: Path) -> None:
     check = crosscheck(found, truth, vocabulary)
     assert (check.mentions, check.hallucinated) == (3, 1)
     assert check.area == sum(words["tree"] < score for score in balls) / 2
+    assert check.scores == ((words["tree"],), tuple(balls))
     assert crosscheck(found[1:], truth, vocabulary).area is None
     with pytest.raises(DataFormatError, match=r"'red\.png' has no ground truth"):
         crosscheck(found, {"blue.png": frozenset()}, vocabulary)

@@ -161,6 +161,9 @@ def test_the_whole_page(measured: Sources, tmp_path: Path) -> None:
     assert len(encoder) == 4
     assert {name.split(":")[0] for name in llava} == {"POPE", "CHAIR"}
     assert "ours minus stock (percentage points)" in page
+    for name, axis in (("by_object", "POPE: images hallucinated in,"), ("localisation", "foils found, %")):
+        assert axis in (tmp_path / f"{name}.svg").read_text()
+    assert not (tmp_path / "scores.svg").exists()  # no average precision in these results
     numbers = json.loads((tmp_path / "diagnostics.json").read_text())
     assert numbers["correlations"] == record["correlations"]
     assert re.findall(r'(?:src|href)="(?!data:|#)', page) == []  # nothing is loaded from elsewhere
