@@ -73,12 +73,12 @@ def prepare(tokenizer: Any, caption: str, length: int, template: str = TEMPLATE,
     words = split_words(caption)
     if not words:
         raise DataFormatError(f"caption {caption!r} has no word; give a caption")
-    coded = tokenizer(template + caption, return_offsets_mapping=True, truncation=False)
+    coded = tokenizer(template + caption, return_offsets_mapping=True, truncation=False, verbose=False)
     ids, places = coded["input_ids"], coded["offset_mapping"]
     if len(ids) > length and not cut:
         raise DataFormatError(
             f"caption {caption[:60]!r}… has {len(ids)} tokens with the template {template!r}, the encoder reads "
-            f"{length}; score it by sentence, or shorten it"
+            f"{length}; --cut scores what fits, --captions FILE reads by sentence, or shorten it"
         )
     if len(ids) > length:
         ids = [*ids[: length - 1], ids[-1]]
