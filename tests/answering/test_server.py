@@ -190,6 +190,12 @@ def test_an_address_without_scheme_is_refused(url: str) -> None:
         EndpointConfig(url, "llava")
 
 
+def test_what_only_the_client_knows_to_be_no_address(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    with pytest.raises(StageFailed, match=r"is no address: .* give one like http://localhost:8000/v1"):
+        ask_server(EndpointConfig("http://\x01/v1", "llava"), tmp_path, 7, QUESTIONS[:1], tmp_path / "answers.jsonl")
+
+
 @pytest.mark.parametrize("given", [{"concurrency": 0}, {"concurrency": -1}, {"retries": -1}, {"timeout": 0.0}])
 def test_numbers_that_no_run_can_have_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"^{next(iter(given))} .* expected"):
