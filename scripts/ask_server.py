@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens at which an answer is cut")
     parser.add_argument("--concurrency", type=int, default=16, help="requests at a time")
     parser.add_argument("--retries", type=int, default=6, help="how often a request is sent again")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds until a request counts as failed")
     parser.add_argument("--sampling", type=json.loads, default={}, metavar="JSON", help="more fields of a request")
     parser.add_argument("--out", type=Path, required=True, help="the answers file")
     given = parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> None:
         from llava_ohd.answering.session import ask_server
         from llava_ohd.ohd_caps.endpoint import EndpointConfig
 
-        manner = {"concurrency": given.concurrency, "retries": given.retries}
+        manner = {"concurrency": given.concurrency, "retries": given.retries, "timeout": given.timeout}
         server = EndpointConfig(given.server.rstrip("/"), given.model, given.sampling, **manner)
         questions = _questions(given.questions)
         suffix = SUFFIX if given.suffix else ""

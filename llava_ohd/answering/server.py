@@ -73,7 +73,8 @@ class ServerAnswerer:
 
             async def ask(one: tuple[str, str]) -> tuple[tuple[str, str], str]:
                 messages = _messages(self.images / one[0], one[1])
-                return one, await endpoint.ask(client, messages, _key(endpoint, messages))
+                name = f"{one[1]!r} about {one[0]}"
+                return one, await endpoint.ask(client, messages, _key(endpoint, messages), name)
 
             try:
                 while True:

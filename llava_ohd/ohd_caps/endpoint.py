@@ -67,7 +67,7 @@ class EndpointConfig:
             if getattr(self, name) < least:
                 raise OptionError(f"{name} {getattr(self, name)}: at least {least} is expected (--{name})")
         if not self.timeout > 0:
-            raise OptionError(f"timeout {self.timeout}: more than 0 seconds are expected")
+            raise OptionError(f"timeout {self.timeout}: more than 0 seconds are expected (--timeout)")
 
 
 class Endpoint:
@@ -97,13 +97,16 @@ class Endpoint:
         limits = httpx2.Limits(max_connections=self.config.concurrency)
         return httpx2.AsyncClient(headers=self._headers, timeout=self.config.timeout, limits=limits)
 
-    async def ask(self, client: httpx2.AsyncClient, messages: list[dict[str, Any]], key: str | None = None) -> str:
+    async def ask(
+        self, client: httpx2.AsyncClient, messages: list[dict[str, Any]], key: str | None = None, name: str = ""
+    ) -> str:
         """Returns the text of the reply, from disk where the same was asked before.
 
         Args:
             client: Of `client()`.
             messages: What is asked.
             key: Digest under which the reply is kept; None: that of the request, whichever server is asked.
+            name: What this is about, for the message where the reply is without text.
 
         Raises:
             StageFailed: the budget is used up, the server refuses, or it failed `retries` times more than once.
@@ -112,11 +115,11 @@ class Endpoint:
         digest = key or sha256_json(body)
         text = self.replies.get(digest)
         if text is None:
-            text = await self._send(client, body)
+            text = await self._send(client, body, name)
             self.replies.put(digest, text)
         return text
 
-    async def _send(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> str:
+    async def _send(self, client: httpx2.AsyncClient, body: dict[str, Any], name: str) -> str:
         reason = ""
         for attempt in range(self.config.retries + 1):
             self._check_budget()
@@ -125,12 +128,14 @@ class Endpoint:
             try:
                 reply = await client.post(self.url, json=body)
                 if reply.is_success:
-                    return self._text(reply, body)
+                    return self._text(reply, body, name)
                 reason = f"answered {reply.status_code}: {reply.text[:_SHOWN]}"
                 if reply.status_code not in _PASSING and reply.status_code < 500:
                     raise self._stop(f"{reason}\n{_remedy(reply.status_code)}")
                 asked = _asked_wait(reply.headers.get("Retry-After"))
                 wait = wait if asked is None else asked
+            except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+                raise self._stop(f"is no address: {error}; give one like http://localhost:8000/v1") from None
             except (httpx2.TransportError, httpx2.DecodingError) as error:
                 reason = f"did not answer ({type(error).__name__} {error})"
             except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -139,7 +144,7 @@ class Endpoint:
                 await asyncio.sleep(wait)
         raise self._stop(f"{reason}, {self.config.retries + 1} times in a row; see whether the server is well")
 
-    def _text(self, reply: httpx2.Response, body: dict[str, Any]) -> str:
+    def _text(self, reply: httpx2.Response, body: dict[str, Any], name: str) -> str:
         record = reply.json()
         choice = record["choices"][0]
         text = choice["message"]["content"] or ""
@@ -147,7 +152,7 @@ class Endpoint:
             raise TypeError(f"content is {type(text).__name__}")
         if not (text.strip() or self._allow_empty):
             why = choice.get("finish_reason")
-            raise self._stop(f"gave an answer without text (finish_reason {why!r}); see what the server makes of it")
+            raise self._stop(f"answered {name} without text (finish_reason {why!r}); see what the server makes of it")
         usage = record.get("usage") or {}
         letters = len(text) + sum(len(message["content"]) for message in body["messages"])
         self.tokens += int(usage.get("total_tokens") or letters // 4)

@@ -176,7 +176,9 @@ def test_own_rows_are_gone_on_from(serve: Callable[..., EndpointConfig], tmp_pat
 @pytest.mark.parametrize("said", ['""', "null", '" \\n"'])
 def test_an_answer_without_text_is_none(serve: Callable[..., EndpointConfig], tmp_path: Path, said: str) -> None:
     path = tmp_path / "answers.jsonl"
-    with pytest.raises(StageFailed, match=r"gave an answer without text \(finish_reason 'stop'\)"):
+    with pytest.raises(
+        StageFailed, match=r"answered 'what is 0' about blue\.png without text \(finish_reason 'stop'\)"
+    ):
         ask_server(serve("--says", said), tmp_path, 7, QUESTIONS[:1], path)
     assert not path.exists()
     assert not (tmp_path / "answers.replies.jsonl").exists()  # else it would be taken from there ever after
@@ -186,6 +188,12 @@ def test_an_answer_without_text_is_none(serve: Callable[..., EndpointConfig], tm
 def test_an_address_without_scheme_is_refused(url: str) -> None:
     with pytest.raises(OptionError, match=r"is no address of a server: it begins with http:// or https://"):
         EndpointConfig(url, "llava")
+
+
+def test_what_only_the_client_knows_to_be_no_address(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    with pytest.raises(StageFailed, match=r"is no address: .* give one like http://localhost:8000/v1"):
+        ask_server(EndpointConfig("http://\x01/v1", "llava"), tmp_path, 7, QUESTIONS[:1], tmp_path / "answers.jsonl")
 
 
 @pytest.mark.parametrize("given", [{"concurrency": 0}, {"concurrency": -1}, {"retries": -1}, {"timeout": 0.0}])
@@ -245,6 +253,7 @@ def test_the_command(
     for flags, message in (
         (["--server", "127.0.0.1:1/v1"], "it begins with http:// or https://"),
         (["--concurrency", "0"], "concurrency 0: at least 1 is expected (--concurrency)"),
+        (["--timeout", "0"], "more than 0 seconds are expected (--timeout)"),
         (["--sampling", "[]"], "--sampling takes a JSON object"),
         (["--max_new_tokens", "0"], "--max_new_tokens is at least 1"),
         (["--max_new_tokens", "9"], "out.jsonl has 4 rows that are no answers"),
