@@ -63,7 +63,7 @@ def main() -> None:
         source, asked = dict[str, Any](), dict[str, Any]()  # how answers of others came about is not known
         if given.answers is None:
             suffix = pope.SUFFIX if given.suffix else ""
-            source = ask_with(given, folder / "images", questions, out, suffix)
+            source = ask_with(given, pope_sets.images_of(folder), questions, out, suffix)
             asked = {"suffix": given.suffix, "max_new_tokens": given.max_new_tokens}
         rows = [row for file in given.answers or [out / "answers.jsonl"] for row in read_answers(file)]
         scored = pope.evaluate(questions, rows, given.set, given.rule, given.all_rules, given.partial)

@@ -134,7 +134,7 @@ def recorded(path: Path, asked: dict[str, Question], run: str) -> dict[str, dict
     Lines that are torn, of another run, or of another question under the same id are left out.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # some models say U+2028
     except FileNotFoundError:  # maybe another rank has just renamed it
         return {}
     rows = {}

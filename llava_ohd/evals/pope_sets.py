@@ -14,7 +14,7 @@ from llava_ohd.files import read_jsonl
 from llava_ohd.home import data_folder, home
 from llava_ohd.records import Question
 
-__all__ = ["SETS", "SPLITS", "PopeQuestion", "QuestionSet", "locate", "read_questions", "read_set"]
+__all__ = ["SETS", "SPLITS", "PopeQuestion", "QuestionSet", "images_of", "locate", "read_questions", "read_set"]
 
 _V2 = "counterfactual"
 
@@ -85,6 +85,12 @@ def locate(name: str) -> Path:
             "brings it"
         )
     return folder
+
+
+def images_of(folder: Path) -> Path:
+    """Returns where the images of a set are looked for: images/ in its folder, or beside it."""
+    inside, beside = folder / "images", folder.parent / "images"
+    return beside if beside.is_dir() and not inside.is_dir() else inside
 
 
 def read_set(name: str, prefix: str = "") -> list[PopeQuestion]:

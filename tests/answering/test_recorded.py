@@ -143,3 +143,14 @@ def test_rank_0_waits_for_the_share_of_this_run(tmp_path: Path, monkeypatch: pyt
     rank_asks(Echo(), path, 0, 2)
     assert len(looks) == 3
     assert len(path.read_text().splitlines()) == 100
+
+
+def test_a_line_separator_in_an_answer_tears_no_row(tmp_path: Path) -> None:
+    class Separated(Echo):
+        def answer(self, questions: Iterable[Question], max_new_tokens: int) -> Iterator[Answer]:
+            return (Answer(one.question_id, "a\u2028b\x85c") for one in super().answer(questions, max_new_tokens))
+
+    ask(Separated(), tmp_path / "answers.jsonl")
+    again = Echo()
+    ask(again, tmp_path / "answers.jsonl")
+    assert again.asked == 0
