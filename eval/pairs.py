@@ -65,7 +65,8 @@ def main() -> None:
             settings={"rows_without_image": len(read) - len(items), "not_valid": excluded, "shuffle_seed": given.seed}
             | cost_settings(scorer, scores.cost),
         )
-        print(f"pairs, {given.encoder}, {len(given.data)} files, {len(items)} of {len(read)} rows with their images")
+        what = f"{len(given.data)} files, {len(items)} of {len(read)} rows with their images"
+        print(f"pairs, {given.encoder}, scorer {given.scorer}, {what}")
         print_metrics(metrics(scores), width=28)
         print(f"results: {given.out / 'results.json'}")
 

@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.threshold is None and not is_published_scale(read_json(encoder / "config.json")):
             print(
                 f"note: the threshold {THRESHOLD:g} was found for ViT-H/14, {given.encoder} has another scale. "
-                f"`python eval/dense.py --encoder {given.encoder} --flag 0.05 --out DIR` finds one; give it as "
-                "--threshold=VALUE"
+                f"`python eval/dense.py --encoder {given.encoder} --flag 0.05 --out DIR` finds one; "
+                "give it as --threshold=VALUE"
             )
 
 

@@ -14,7 +14,7 @@ def as_table(encoders: Mapping[str, Sequence[Row]]) -> str:
     """Writes a Markdown table per section, the encoders side by side; percent, or a ratio for `density`.
 
     Args:
-        encoders: Rows by name of the encoder.
+        encoders: Rows by name of the encoder. Counts that differ between them stand in their order, with a slash.
     """
     lines: list[str] = []
     for section, title in SECTIONS.items():
@@ -30,12 +30,11 @@ def as_table(encoders: Mapping[str, Sequence[Row]]) -> str:
             "|" + "---|" * (len(encoders) + 4),
         ]
         for (group, label), row in keys.items():
-            cells = [_cell(_find(found, section, group, label), section) for found in encoders.values()]
+            estimates = [_find(found, section, group, label) for found in encoders.values()]
+            cells = [_cell(estimate, section) for estimate in estimates]
             reference = "" if row.reference is None else _number(row.reference, section)
-            count = f"{row.estimate.n:,}" + (
-                f" ({row.estimate.independent:,})" * (row.estimate.independent != row.estimate.n)
-            )
-            lines.append(f"| {group} | {label} | " + " | ".join(cells) + f" | {reference} | {count} |")
+            counts = " / ".join(dict.fromkeys(_count(estimate) for estimate in estimates))
+            lines.append(f"| {group} | {label} | " + " | ".join(cells) + f" | {reference} | {counts} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -43,6 +42,13 @@ def as_table(encoders: Mapping[str, Sequence[Row]]) -> str:
 def _find(found: Sequence[Row], section: str, group: str, label: str) -> Estimate | None:
     wanted = (section, group, label)
     return next((row.estimate for row in found if (row.section, row.group, row.label) == wanted), None)
+
+
+def _count(estimate: Estimate | None) -> str:
+    """Returns on how many items a share rests, in brackets how many are independent where these are fewer."""
+    if estimate is None:
+        return "–"
+    return f"{estimate.n:,}" + f" ({estimate.independent:,})" * (estimate.independent != estimate.n)
 
 
 def _cell(estimate: Estimate | None, section: str) -> str:

@@ -11,7 +11,7 @@ Cost:    seconds; the drift of 64 images and the attention of 4 are computed her
 import argparse
 from pathlib import Path
 
-from llava_ohd.command_line import HelpFormatter
+from llava_ohd.command_line import HelpFormatter, require
 from llava_ohd.errors import exit_on_error
 from llava_ohd.home import home
 from llava_ohd.training.launch import quiet
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         from llava_ohd.report.diagnostics import Sources, diagnose, write
 
         stock, ours = given.encoders
+        require(stock != ours, "encoders", f"{stock} {ours}", "two names, stock first", "give another one")
         folders = (given.stock or home() / "eval" / stock, given.ours or home() / "eval" / ours)
         sources = Sources((stock, ours), folders, given.data, given.images, given.scenes)
         record = diagnose(sources)

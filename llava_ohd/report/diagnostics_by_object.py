@@ -124,7 +124,7 @@ def hallucinated(names: Sequence[str], folders: Sequence[Path], data: Path) -> t
 
 
 def _shares(name: str, run: benchmarks.Run, truth: benchmarks.Truth) -> dict[str, float]:
-    possible = chances(name, run.images, truth)
+    possible = chances(name, run.images, truth, str(run.record["rule"]).split()[0])
     counts: dict[str, int] = dict.fromkeys(possible, 0)
     for names in run.invented.values():
         for one in names & possible.keys():
@@ -137,19 +137,20 @@ def _shares(name: str, run: benchmarks.Run, truth: benchmarks.Truth) -> dict[str
     return {one: counts[one] / number for one, number in possible.items() if number}
 
 
-def chances(name: str, images: Iterable[str], truth: benchmarks.Truth) -> dict[str, int]:
+def chances(name: str, images: Iterable[str], truth: benchmarks.Truth, rule: str = "exact") -> dict[str, int]:
     """Returns by object in how many of some images a hallucination of it could have been counted.
 
     Args:
         name: `pope` (images without it in which it was asked for) or `chair` (images without it).
         images: Those that were answered; ground truth may name more, and each under two names.
         truth: Labels.
+        rule: By which CHAIR finds objects, in the ground truth's captions, too.
     """
     seen = set(images)
     if name == "pope":
         asked = {(q.image, object_of(q.prompt)) for q in truth.questions or () if q.label == "no" and q.image in seen}
         return {one: sum(other == one for _, other in asked) for one in {other for _, other in asked}}
-    objects = truth.objects or {}
+    objects = (truth.objects_by(rule) if truth.objects_by and rule != "exact" else truth.objects) or {}
     everything = {one for names in objects.values() for one in names}
     return {one: sum(one not in objects[image] for image in seen) for one in everything}
 

@@ -194,6 +194,28 @@ def test_shares_of_chair_are_by_hand(measured: Sources) -> None:
     assert shares["boat"] == pytest.approx(sides[1] - sides[0])
 
 
+def test_more_hallucinations_than_chances_are_refused(measured: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = benchmarks.read_chair
+
+    def everywhere(folder: Path, truth: benchmarks.Truth) -> benchmarks.Run:
+        run = read(folder, truth)
+        return replace(run, invented=dict.fromkeys(run.images, frozenset({"boat"})))
+
+    monkeypatch.setattr(benchmarks, "read_chair", everywhere)
+    with pytest.raises(DataFormatError, match=r"boat is hallucinated in 40 of \d+ images without it"):
+        hallucinated(measured.names, measured.folders, measured.data)
+
+
+def test_chances_are_counted_by_the_rule_of_the_captions() -> None:
+    by_rule = {
+        "exact": {"1": frozenset({"cup"}), "2": frozenset()},
+        "pattern": {"1": frozenset({"cup"}), "2": frozenset({"cup"})},
+    }
+    truth = benchmarks.Truth(objects=by_rule["exact"], objects_by=by_rule.__getitem__)
+    assert chances("chair", ["1", "2"], truth) == {"cup": 1}
+    assert chances("chair", ["1", "2"], truth, "pattern") == {"cup": 0}
+
+
 def test_what_is_missing_is_said_with_its_command(copied: Sources) -> None:
     shutil.rmtree(copied.folders[1] / "pope")
     (copied.folders[0] / "chair/answers.jsonl").unlink()
