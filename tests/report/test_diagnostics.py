@@ -18,7 +18,7 @@ from llava_ohd.probes.evaluate import Evaluation, evaluate
 from llava_ohd.records import Metric
 from llava_ohd.report import benchmarks
 from llava_ohd.report.diagnostics import Sources, _hit, coloured, diagnose, write
-from llava_ohd.report.diagnostics_by_object import chances, change, correlations, hallucinated, of_encoders
+from llava_ohd.report.diagnostics_by_object import _nearest, chances, change, correlations, hallucinated, of_encoders
 from llava_ohd.report.diagnostics_terms import read_alike
 from llava_ohd.results import write_results
 from llava_ohd.world import MINI_CLIP
@@ -37,6 +37,14 @@ def test_correlations_are_over_the_objects_that_both_know() -> None:
 
 def test_changes_are_ours_minus_stock() -> None:
     assert change({"a": 0.5, "b": 1.0}, {"a": 0.75, "c": 0.0}) == {"a": 0.25}
+
+
+def test_nearest_by_object_leaves_the_first_place_out_and_weighs_by_number() -> None:
+    """Of four objects: 0.2 of 10 trials and 0.5 of 30; a place where the object never stood says nothing."""
+    places = [{"value": 0.9, "n": 50}, {"value": 0.2, "n": 10}, {"value": 0.5, "n": 30}, {"value": None, "n": 0}]
+    by_count = {"2": {"by_class": [["cup", [{"value": 1.0, "n": 5}] * 2]]}, "4": {"by_class": [["cup", places]]}}
+    assert _nearest(by_count) == {"cup": pytest.approx(0.425)}
+    assert _nearest({"2": by_count["2"]}) == {"cup": 1.0}
 
 
 def test_words_are_coloured_by_sign_and_escaped() -> None:
