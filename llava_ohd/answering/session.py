@@ -72,8 +72,8 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     Several ranks that a launcher has started share the images out; those above 0 end here.
 
     Returns:
-        `encoder` and `model` for `write_results`; `model` says how it answered (`image_aspect_ratio`, `template`,
-        `dtype`), and has `bits` where it is quantised, `swapped` where its encoder was exchanged after training, and
+        `encoder` and `model` for `write_results`; `model` says how it answered (`image_aspect_ratio`,
+        `image_backend`, `template`, `dtype`), and has `bits` where it is quantised, `swapped` where its encoder was exchanged after training, and
         `verified` where questions were: `questions`, `differing`, `dtype`.
 
     Raises:
@@ -144,7 +144,8 @@ def _record(session: Session, folder: "ModelDir") -> dict[str, Any]:
     import torch
 
     record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
-    record |= {"image_aspect_ratio": folder.config["image_aspect_ratio"], "template": "llava_v1"}
+    record |= {"image_aspect_ratio": folder.config["image_aspect_ratio"], "image_backend": "pillow"}
+    record["template"] = "llava_v1"
     record["dtype"] = "float16" if torch.cuda.is_available() else "float32"
     if session.bits != 16:
         record["bits"] = session.bits

@@ -21,7 +21,7 @@ __all__ = ["Pairs", "compare", "read_pairs"]
 
 _RUN_SPECIFIC = {"seed", "shuffle_seed", "batch_size", "device", "out", "seconds"}
 
-_ANSWERED = ("image_aspect_ratio", "template", "dtype", "bits", "sampling")  # in `model`: how it answered
+_ANSWERED = ("image_aspect_ratio", "image_backend", "template", "dtype", "bits", "sampling")  # in `model`
 
 
 @dataclass(frozen=True)

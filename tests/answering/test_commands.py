@@ -167,7 +167,13 @@ def test_answers_of_another_model_or_of_others_are_not_lost(
     run("pope.py", monkeypatch, *model, "--out", world.parent / "own")
     made = read_results(world.parent / "own/results.json")
     assert (made["encoder"]["name"], made["model"]["path"]) == ("ours", "another")
-    assert made["model"]["image_aspect_ratio"] in ("pad", "square")
+    how = {key: made["model"][key] for key in ("image_aspect_ratio", "image_backend", "template", "dtype")}
+    assert how == {
+        "image_aspect_ratio": "pad",
+        "image_backend": "pillow",
+        "template": "llava_v1",
+        "dtype": "float16" if torch.cuda.is_available() else "float32",
+    }
 
 
 @pytest.mark.parametrize("flag", ["--max_new_tokens", "--batch_size"])
