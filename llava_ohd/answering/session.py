@@ -72,9 +72,9 @@ def ask(session: Session, questions: Sequence[Question], path: Path, suffix: str
     Several ranks that a launcher has started share the images out; those above 0 end here.
 
     Returns:
-        `encoder` and `model` for `write_results`; `model` says how it answered (`image_aspect_ratio`,
-        `image_backend`, `template`, `dtype`), and has `bits` where it is quantised, `swapped` where its encoder was exchanged after training, and
-        `verified` where questions were: `questions`, `differing`, `dtype`.
+        `encoder` and `model` for `write_results`; `model` says how it answered (`image_aspect_ratio`, `image_backend`,
+        `template`, `dtype`), and has `bits` where it is quantised, `swapped` where its encoder was exchanged after
+        training, and `verified` where questions were: `questions`, `differing`, `dtype`.
 
     Raises:
         EncoderNotFound, ModelNotFound: no such encoder, or no model for it.
