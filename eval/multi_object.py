@@ -11,7 +11,7 @@ Inputs:   --encoder ours|openai|NAME|PATH; --data a set in the published form (d
           --caption_file and its --instances: where the largest object is named; --beside DIR ...: others' results.
 Outputs:  OUT/results.json, OUT/details.json (every estimate, by layout, object and cell), OUT/trials.jsonl, OUT/*.svg.
 Command:  python eval/multi_object.py --encoder ours
-Cost:     two and a half minutes of processor time per encoder on the embedded world.
+Cost:     a minute and a half per encoder on the embedded world, 2 cores.
 """
 
 import argparse
