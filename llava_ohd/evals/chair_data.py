@@ -193,6 +193,11 @@ def open_set(given: str, split: str = "test", nltk_data: Path | None = None) -> 
     """
     if given == COCO or given.endswith(".json"):
         path = data_folder("CHAIR's ground truth") / "chair/coco2014_gt_objects.json" if given == COCO else Path(given)
+        if given == COCO and not path.is_file():
+            raise DataFormatError(
+                f"{path} does not exist; `python scripts/prepare_chair.py --annotations DIR` makes it out of COCO's "
+                "annotations, or give the folder that holds annotations/ as --set, with --split val2014"
+            )
         vocabulary = read_synonyms(_synonyms(path.parent))
         name = "coco2014" if given == COCO else from_home(path)
         return ChairSet(name, path.parent, vocabulary, lambda _: read_objects(path, vocabulary))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llava_ohd.errors import DataFormatError
-from llava_ohd.evals.chair_data import read_ground_truth, read_objects
+from llava_ohd.evals.chair_data import open_set, read_ground_truth, read_objects
 from llava_ohd.evals.chair_prepare import SPLITS, prepared_objects
 from llava_ohd.evals.chair_words import read_synonyms
 
@@ -44,6 +44,12 @@ def test_both_splits_are_what_scoring_reads_from_the_annotations(coco: Path) -> 
     files = (coco / f"{kind}_val2014.json" for kind in ("instances", "captions"))
     expected = read_ground_truth(*files, vocabulary, rule="pattern")
     assert {key: found[key] for key in ("11", "12")} == {key: expected[key] for key in ("11", "12")}
+
+
+def test_without_the_file_it_is_said_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAVA_OHD_DATA", str(tmp_path))
+    with pytest.raises(DataFormatError, match=r"does not exist; `python scripts/prepare_chair\.py --annotations DIR`"):
+        open_set("coco")
 
 
 def test_both_splits_are_needed(coco: Path) -> None:
