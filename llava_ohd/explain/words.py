@@ -78,7 +78,7 @@ def prepare(tokenizer: Any, caption: str, length: int, template: str = TEMPLATE,
     if len(ids) > length and not cut:
         raise DataFormatError(
             f"caption {caption[:60]!r}… has {len(ids)} tokens with the template {template!r}, the encoder reads "
-            f"{length}; --cut scores what fits, --captions FILE reads by sentence, or shorten it"
+            f"{length}; score it by sentence (--captions FILE), what fits (--cut), or shorten it"
         )
     if len(ids) > length:
         ids = [*ids[: length - 1], ids[-1]]
