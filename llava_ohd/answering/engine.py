@@ -26,7 +26,7 @@ from llava_ohd.llava15.quantization import Quantization, quantize
 from llava_ohd.llava15.tokenizer import load_tokenizer
 from llava_ohd.records import Answer, Question
 
-__all__ = ["LlavaAnswerer", "load"]
+__all__ = ["LlavaAnswerer", "load", "precision"]
 
 _SEEN_TOGETHER = 32  # images per forward pass
 _ASKED_TOGETHER = 64  # questions per forward pass
@@ -164,6 +164,11 @@ def _first_tokens(tokenizer: Any) -> dict[str, set[int]]:
     return found
 
 
+def precision() -> torch.dtype:
+    """Returns the type that models answer in: float16 on a GPU, as LLaVA evaluates, float32 on a CPU."""
+    return torch.float16 if torch.cuda.is_available() else torch.float32
+
+
 def load(
     folder: model_dir.ModelDir,
     images: Path,
@@ -174,7 +179,7 @@ def load(
 ) -> tuple[LlavaAnswerer, tower.Encoder]:
     """Loads a model folder: base language model, encoder, projector, and the adapter merged into the weights.
 
-    On a GPU in float16 as LLaVA evaluates; on a CPU in float32.
+    In the type of `precision`.
 
     Args:
         folder: What `model_dir.read` returns.
@@ -193,12 +198,10 @@ def load(
     """
     encoder = model_dir.encoder_of(folder)
     base = model_dir.base_of(folder)
-    device, dtype = ("cpu", torch.float32)
-    if torch.cuda.is_available():
-        device, dtype = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", torch.float16
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     model: Any = build(base, encoder, feature_layer=folder.config["mm_vision_select_layer"])
     model_dir.load_trained(model, folder)
-    model.to(dtype=dtype)
+    model.to(dtype=precision())
     if bits != 16:
         quantize(model, Quantization(bits))
     model.to(device)

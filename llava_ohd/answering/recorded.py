@@ -23,7 +23,7 @@ from llava_ohd.files import read_json, read_jsonl, storage_errors, write_jsonl
 from llava_ohd.progress import Progress
 from llava_ohd.records import Answerer, Question
 
-__all__ = ["answer_to_file", "make_way", "recorded"]
+__all__ = ["answer_to_file", "make_way", "recorded", "row_of_run"]
 
 _AT_ONCE = 32  # answers appended together
 _LOOK = 0.5  # seconds between looks whether another rank is done
@@ -137,17 +137,19 @@ def recorded(path: Path, asked: dict[str, Question], run: str) -> dict[str, dict
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # some models say U+2028
     except FileNotFoundError:  # maybe another rank has just renamed it
         return {}
-    rows = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            question = asked[row["question_id"]]
-            same = (row["image"], row["prompt"], row["metadata"]["run"]) == (question.image, question.prompt, run)
-        except (ValueError, KeyError, TypeError):
-            continue
-        if same and isinstance(row.get("text"), str):
-            rows[question.id] = row
-    return rows
+    found = (row_of_run(line, asked, run) for line in lines)
+    return {row["question_id"]: row for row in found if row is not None and isinstance(row.get("text"), str)}
+
+
+def row_of_run(line: str | bytes, asked: dict[str, Question], run: str) -> dict[str, Any] | None:
+    """Returns the row of a line if it answers one of these questions in this run, else None, as for a torn line."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+        question = asked[row["question_id"]]
+        same = (row["image"], row["prompt"], row["metadata"]["run"]) == (question.image, question.prompt, run)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return row if same else None
 
 
 def make_way(path: Path, run: str, model: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ohd import tower
+from llava_ohd.answering.recorded import row_of_run
 from llava_ohd.errors import ImageError, OptionError
 from llava_ohd.files import sha256_json
 from llava_ohd.ohd_caps.endpoint import Endpoint, EndpointConfig
@@ -110,7 +111,7 @@ def refuse_others(path: Path, asked: Sequence[Question], run: str) -> None:
         lines = [line for line in file.read_bytes().split(b"\n") if line.strip()] if file.exists() else []
         if file != path:
             lines = [line for line in lines if _is_whole(line)]  # a kill may have torn the last one
-        if others := sum(not _belongs(line, questions, run) for line in lines):
+        if others := sum(row_of_run(line, questions, run) is None for line in lines):
             raise OptionError(
                 f"{file} has {others} rows that are no answers of this server, model and settings to these questions; "
                 "give another --out, or remove the file"
@@ -122,17 +123,6 @@ def _is_whole(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-
-
-def _belongs(line: bytes, questions: dict[str, Question], run: str) -> bool:
-    """Whether a row answers one of the questions in this run, which holds the images' digests, too."""
-    try:
-        row = json.loads(line)
-        question = questions[row["question_id"]]
-        same: bool = (row["image"], row["prompt"], row["metadata"]["run"]) == (question.image, question.prompt, run)
-    except (ValueError, KeyError, TypeError):
-        return False
-    return same
 
 
 def _key(endpoint: Endpoint, messages: list[dict[str, Any]]) -> str:

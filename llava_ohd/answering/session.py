@@ -141,12 +141,12 @@ def _model(session: Session) -> tuple["ModelDir", tower.Encoder]:
 
 def _record(session: Session, folder: "ModelDir") -> dict[str, Any]:
     """Returns what results say of the model and of how it answered; runs are compared on the same terms."""
-    import torch
+    from llava_ohd.answering.engine import precision
 
     record: dict[str, Any] = {"path": from_home(folder.path), "digest": folder.digest}
     record |= {"image_aspect_ratio": folder.config["image_aspect_ratio"], "image_backend": "pillow"}
     record["template"] = "llava_v1"
-    record["dtype"] = "float16" if torch.cuda.is_available() else "float32"
+    record["dtype"] = str(precision()).removeprefix("torch.")
     if session.bits != 16:
         record["bits"] = session.bits
     if folder.swapped:

@@ -27,7 +27,7 @@ from llava_ohd.files import read_json
 from llava_ohd.progress import track
 from llava_ohd.records import Metric
 
-__all__ = ["SIMILARITIES", "Counts", "Words", "generative", "judged", "read_words"]
+__all__ = ["SIMILARITIES", "Counts", "Words", "generative", "judged", "metrics_of", "read_words"]
 
 _LEAST = 0.8  # similarity from which on two words are the same: inference.py's --similarity_score
 
@@ -92,7 +92,11 @@ def generative(
         MissingDependency: NLTK, its data, or spaCy's model.
         DataFormatError: an object of the annotations that relation.json does not have.
     """
-    found = judged(responses, items, words, similarity, nouns)
+    return metrics_of(judged(responses, items, words, similarity, nouns))
+
+
+def metrics_of(found: Mapping[int, "Counts"]) -> list[Metric]:
+    """Returns the metrics of `generative` from what `judged` returns."""
     return sum(found.values(), Counts()).metrics() if found else []
 
 

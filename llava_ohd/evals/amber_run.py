@@ -71,7 +71,7 @@ def evaluate(
     """
     words = amber_generative.read_words(folder)
     judged = amber_generative.judged(responses, items, words, similarity, nouns)
-    found = sum(judged.values(), amber_generative.Counts()).metrics() if judged else []
+    found = amber_generative.metrics_of(judged)
     if found and found[0].n == 0:
         described = sum(items[number].type == amber.GENERATIVE for number in responses)
         raise AnswersMismatch(

@@ -40,6 +40,7 @@ __all__ = [
     "evaluate",
     "object_of",
     "read_questions",
+    "said_elsewhere",
     "says_yes",
     "score",
 ]
@@ -230,15 +231,28 @@ def _relabelled(
     raise first
 
 
+def said_elsewhere(
+    questions: Sequence[PopeQuestion], found: Mapping[str, str], others: Iterable[PopeQuestion]
+) -> list[str]:
+    """Returns the answers to the questions of another set, which are among these under other ids.
+
+    Args:
+        questions: The set that was answered.
+        found: Text by id; some may have none.
+        others: Each asks what an answered one of `questions` asks, in the same split.
+    """
+    by_key = {(q.split, q.image, bare(q.prompt)): found[q.id] for q in questions if q.id in found}
+    return [by_key[question.split, question.image, bare(question.prompt)] for question in others]
+
+
 def _repope_beside(questions: Sequence[PopeQuestion], found: Mapping[str, str], rule: Rule) -> list[Metric]:
     try:
         corrected = read_set("repope")
     except LlavaOhdError:  # RePOPE's files are not there
         return []
-    by_key = {(q.split, q.image, bare(q.prompt)): found[q.id] for q in questions if q.id in found}
-    splits = {split for split, _, _ in by_key}
+    splits = {question.split for question in questions if question.id in found}
     corrected = [question for question in corrected if question.split in splits]
-    texts = [by_key[question.split, question.image, bare(question.prompt)] for question in corrected]
+    texts = said_elsewhere(questions, found, corrected)
     return [replace(metric, name=f"repope/{metric.name}") for metric in _metrics(corrected, texts, rule)]
 
 

@@ -110,7 +110,9 @@ def projector_sha256(start: Path, encoder: "Encoder", layer: int) -> str:
 
 def name_note(folder: Path, stage: str) -> str:
     """Returns what to say of a folder whose name the original LLaVA would take for another kind of model; else ""."""
-    name, adapter = folder.name.lower(), stage in ("lora", "qlora")
+    from llava_ohd.llava15.model_dir.record import ADAPTER_STAGES
+
+    name, adapter = folder.name.lower(), stage in ADAPTER_STAGES
     if "llava" in name and (stage == "projector" or ("lora" in name) == adapter):
         return ""
     named = "llava and lora" if adapter else "llava, and not lora"

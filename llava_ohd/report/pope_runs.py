@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from llava_ohd.evals import pope, pope_sets
 from llava_ohd.evals.answers import read_answers
-from llava_ohd.evals.pope_answers import bare
 from llava_ohd.report.runs import Measure, Run, Truth, share
 from llava_ohd.report.statistics import Array, Statistic
 from llava_ohd.results import read_results
@@ -105,11 +104,11 @@ def read_pope(folder: Path, truth: Truth) -> Run:
         if outcome is not None:
             counts[rows[question.image], _place(question.split, outcome)] += 1
         right.setdefault(f"{question.split}/accuracy", {})[question.id] = outcome in ("tp", "tn")
+    answers_by_id = {question.id: text for question, text in zip(truth.questions, texts, strict=True)}
     if any(name.startswith("repope/") for name in record["metrics"]):
-        counts = np.concatenate([counts, _by_repope(truth.questions, texts, rule, rows)], axis=1)
-    ids = (question.id for question in truth.questions)
+        counts = np.concatenate([counts, _by_repope(truth.questions, answers_by_id, rule, rows)], axis=1)
     said = {image: frozenset(names) for image, names in invented.items()}
-    return Run(folder, record, tuple(rows), counts, right, dict(zip(ids, texts, strict=True)), said)
+    return Run(folder, record, tuple(rows), counts, right, answers_by_id, said)
 
 
 def _place(split: str, outcome: str) -> int:
@@ -117,17 +116,16 @@ def _place(split: str, outcome: str) -> int:
 
 
 def _by_repope(
-    questions: Sequence[pope.PopeQuestion], texts: Sequence[str], rule: Any, rows: Mapping[str, int]
+    questions: Sequence[pope.PopeQuestion], answers: Mapping[str, str], rule: Any, rows: Mapping[str, int]
 ) -> NDArray[np.int64]:
     """Returns the counts by RePOPE's labels, which leave questions out; (I, 20).
 
     Raises:
         LlavaOhdError: RePOPE's files are not there.
     """
-    said = {(q.split, q.image, bare(q.prompt)): text for q, text in zip(questions, texts, strict=True)}
-    counts = np.zeros((len(rows), _BLOCK), np.int64)
-    for question in pope_sets.read_set("repope"):
-        outcome = rule.outcome(said[question.split, question.image, bare(question.prompt)], question.label)
+    counts, corrected = np.zeros((len(rows), _BLOCK), np.int64), pope_sets.read_set("repope")
+    for question, text in zip(corrected, pope.said_elsewhere(questions, answers, corrected), strict=True):
+        outcome = rule.outcome(text, question.label)
         if outcome is not None:
             counts[rows[question.image], _place(question.split, outcome)] += 1
     return counts
